@@ -1,0 +1,22 @@
+# The front door. `make help` lists the targets; each calls one command.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint fmt bench clean
+PYTHON ?=
+export PYTHON
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+setup: ## make .venv with every service and build the web page
+	@scripts/setup.sh run
+demo: setup ## five simulated machines, live in the browser (ARGS="--machines 20 --hz 10")
+	@.venv/bin/cncmon demo $(ARGS)
+test: ## run every test on real parts (ARGS="tests/e2e -k wall")
+	@scripts/test.sh $(ARGS)
+lint: ## ruff, mypy --strict, import-linter, TypeScript
+	@scripts/setup.sh dev && scripts/lint.sh
+fmt: ## format the Python code
+	@scripts/setup.sh dev && .venv/bin/ruff check --fix-only --quiet . ; .venv/bin/ruff format .
+bench: ## measure against limits of the same run (ARGS=--quick)
+	@scripts/setup.sh run && .venv/bin/python -m tests.bench $(ARGS)
+clean: ## remove everything that setup and tests made
+	@git clean -fdXq

@@ -1,0 +1,111 @@
+"""The frame codec: `[4-byte big-endian length][JSON]`, one or many frames a message, zstd by header.
+
+Every limit is checked before memory is taken for what it limits. A message of exactly one frame is what the original
+system sent.
+"""
+
+from collections.abc import Iterable
+from struct import Struct as Packer
+from typing import Final, NamedTuple
+
+import zstandard
+
+from cncmon_core.errors import MessageError
+
+FRAME_BYTES_MAX: Final = 1 << 20
+"""1 MiB, the limit of the original system's decoder."""
+FRAMES_MAX: Final = 10_000
+DECOMPRESSED_BYTES_MAX: Final = 16 << 20
+MAX_PAYLOAD_RESERVE_BYTES: Final = 4096
+"""Kept free of the server's max_payload for headers: the server counts them, the client's own check does not."""
+
+ENCODING_ZSTD: Final = "zstd"
+
+_LENGTH = Packer(">I")
+_PREFIX_BYTES: Final = _LENGTH.size
+
+
+class BadTail(NamedTuple):
+    """The rest of a message from the first byte that no frame can begin at."""
+
+    raw: bytes
+    reason: str
+    detail: str
+
+
+def join(frames: Iterable[bytes]) -> bytes:
+    """Return the frames as one payload, each behind its length."""
+    parts: list[bytes] = []
+    for frame in frames:
+        parts.append(_LENGTH.pack(len(frame)))
+        parts.append(frame)
+    return b"".join(parts)
+
+
+def split(payload: bytes) -> tuple[list[bytes], BadTail | None]:
+    """Return the frames of an uncompressed payload in order, and what follows them that is no frame.
+
+    Zero-length and oversized frames that lie inside the payload are returned like any other: `decode_sample` refuses
+    them one by one, and the frames behind them are kept.
+
+    Raises:
+        MessageError: the payload is empty or holds more than `FRAMES_MAX` frames.
+    """
+    end = len(payload)
+    if not end:
+        raise MessageError("empty_message", "the message has no bytes")
+    frames: list[bytes] = []
+    append, unpack_length = frames.append, _LENGTH.unpack_from
+    offset = 0
+    while offset + _PREFIX_BYTES <= end:
+        (length,) = unpack_length(payload, offset)
+        start = offset + _PREFIX_BYTES
+        if start + length > end:
+            return frames, _overrun(payload, offset, length)
+        append(payload[start : start + length])
+        offset = start + length
+        if len(frames) > FRAMES_MAX:
+            raise MessageError("too_many_frames", f"more than {FRAMES_MAX} frames in one message")
+    if offset < end:
+        detail = f"{end - offset} bytes after the last frame, too few for a length prefix"
+        return frames, BadTail(payload[offset:], "trailing_bytes", detail)
+    return frames, None
+
+
+def _overrun(payload: bytes, offset: int, length: int) -> BadTail:
+    left = len(payload) - offset - _PREFIX_BYTES
+    if length > FRAME_BYTES_MAX:
+        detail = f"the length prefix says {length} bytes; a frame has at most {FRAME_BYTES_MAX}"
+        return BadTail(payload[offset:], "frame_too_large", detail)
+    detail = f"the length prefix says {length} bytes, {left} are left"
+    return BadTail(payload[offset:], "truncated_frame", detail)
+
+
+def compress(payload: bytes, level: int = 3) -> bytes:
+    """Return the payload zstd-compressed, with its size in the header so that a reader can refuse before allocating."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(payload)
+
+
+def decompress(data: bytes) -> bytes:
+    """Return the payload of a message with `Cncmon-Encoding: zstd`.
+
+    Raises:
+        MessageError: not one whole zstd frame, or more than `DECOMPRESSED_BYTES_MAX`.
+    """
+    try:
+        size = zstandard.frame_content_size(data)
+        if size > DECOMPRESSED_BYTES_MAX:
+            raise MessageError(
+                "too_large", f"{size} bytes decompressed; a message has at most {DECOMPRESSED_BYTES_MAX}"
+            )
+        decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
+        if size >= 0:
+            return decompressor.decompress(data, allow_extra_data=False)
+        # The sender did not say how much it is: read one byte past the limit and no further.
+        with decompressor.stream_reader(data) as reader:
+            payload = reader.read(DECOMPRESSED_BYTES_MAX + 1)
+    except zstandard.ZstdError as error:
+        raise MessageError("bad_compression", f"not a zstd frame: {error}") from error
+    if len(payload) > DECOMPRESSED_BYTES_MAX:
+        raise MessageError("too_large", f"decompresses to more than {DECOMPRESSED_BYTES_MAX} bytes")
+    return payload

@@ -1,0 +1,55 @@
+"""JSON logs on standard error, one object a line, for our own code and for every library's logger."""
+
+import logging
+import sys
+from typing import Any
+
+import msgspec
+import structlog
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def setup(service: str, level: str = "info") -> None:
+    """Send structlog and the standard library's logging to standard error as JSON lines with service, level, time, logger."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        lambda _logger, _name, event: {"service": service, **event},
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=lambda event, **_: _encode(event).decode()),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Their errors reach us as exceptions and are told in our own words; their logs would tell them again, per poll.
+    for library in ("nats", "pymodbus", "pymodbus.logging", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def get(name: str) -> structlog.stdlib.BoundLogger:
+    """Return a logger named after a module."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

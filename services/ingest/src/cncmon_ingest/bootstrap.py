@@ -1,0 +1,103 @@
+"""The one place where the stream, its consumer and the buckets are made and brought up to date."""
+
+from typing import Any
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+from nats.js.errors import NotFoundError
+
+from cncmon_core import logs, names
+from cncmon_ingest.settings import IngestSettings
+
+log = logs.get(__name__)
+
+ACK_PENDING_PER_WORKER = 4
+"""Fetch sizes in flight a worker: fewer stall a drain (DELIVERY B8 asks for at least this)."""
+
+
+async def ensure(client: Client, settings: IngestSettings) -> None:
+    """Make or update stream `CNC_DATA`, durable `PROCESSOR` and the KV buckets. Safe to run at any time, by anyone."""
+    js = client.jetstream(timeout=10)
+    await _ensure_stream(js, stream_config(settings))
+    await _ensure_consumer(js, settings)
+    for bucket, ttl_s in ((names.KV_STATUS, settings.status_ttl_s), (names.KV_WATERMARK, 0)):
+        await _ensure_bucket(js, bucket, ttl_s, settings.stream_replicas)
+
+
+def stream_config(settings: IngestSettings) -> api.StreamConfig:
+    """Return what `CNC_DATA` should be: limits retention, and new messages refused rather than old ones lost."""
+    return api.StreamConfig(
+        name=names.STREAM,
+        subjects=[names.SUBJECT_ALL, *settings.extra_subjects],
+        storage=api.StorageType.FILE,
+        retention=api.RetentionPolicy.LIMITS,
+        discard=api.DiscardPolicy.NEW,
+        max_age=settings.stream_age_s_max,
+        max_bytes=settings.stream_bytes_max,
+        max_msgs=settings.stream_messages_max,
+        duplicate_window=settings.duplicate_window_s,
+        num_replicas=settings.stream_replicas,
+        allow_direct=True,
+    )
+
+
+async def _ensure_stream(js: JetStreamContext, wanted: api.StreamConfig) -> None:
+    try:
+        found = (await js.stream_info(names.STREAM)).config
+    except NotFoundError:
+        await js.add_stream(wanted)
+        log.info("stream made", stream=names.STREAM, subjects=wanted.subjects)
+        return
+    if _differences(wanted, found):
+        await js.update_stream(wanted)
+        log.info("stream updated", stream=names.STREAM, changed=_differences(wanted, found))
+
+
+def _differences(wanted: Any, found: Any) -> list[str]:
+    """Return the fields that we set and the server has otherwise."""
+    names_set = [name for name, value in vars(wanted).items() if value not in (None, False, -1, 0, "", [])]
+    return [name for name in names_set if getattr(found, name) != getattr(wanted, name)]
+
+
+async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> None:
+    wanted = api.ConsumerConfig(
+        durable_name=names.DURABLE,
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=settings.ack_wait_ms / 1000,
+        max_deliver=settings.max_deliver,
+        max_ack_pending=ACK_PENDING_PER_WORKER * settings.workers_max * settings.fetch_messages,
+        deliver_policy=api.DeliverPolicy.ALL,
+    )
+    try:
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
+    except NotFoundError:
+        info = None
+    if info is not None:
+        last_seq = (await js.stream_info(names.STREAM)).state.last_seq
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        if delivered > last_seq:
+            # The stream lost its tail: a consumer that is ahead of it delivers nothing. The ledger drops what comes twice.
+            log.warning("consumer is ahead of its stream, making it again", delivered=delivered, last_seq=last_seq)
+            await js.delete_consumer(names.STREAM, names.DURABLE)
+        elif info.config and not _differences(wanted, info.config):
+            return
+    await js.add_consumer(names.STREAM, wanted)
+    log.info("consumer made or updated", consumer=names.DURABLE)
+
+
+async def _ensure_bucket(js: JetStreamContext, bucket: str, ttl_s: int, replicas: int) -> None:
+    try:
+        await js.stream_info(f"KV_{bucket}")
+    except NotFoundError:
+        await js.create_key_value(
+            api.KeyValueConfig(
+                bucket=bucket,
+                history=1,
+                ttl=ttl_s or None,
+                storage=api.StorageType.FILE,
+                replicas=replicas,
+                direct=True,
+                republish=api.RePublish(src=f"$KV.{bucket}.>", dest=f"cncmon.kv.{bucket}.>"),
+            )
+        )
+        log.info("bucket made", bucket=bucket)

@@ -1,0 +1,158 @@
+"""From a stream message to what the transaction writes: rows, events, dead letters, and the identity of it all."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cncmon_core import frames, identity, names
+from cncmon_core.errors import FrameError, IdentityError, MessageError, RejectedError
+from cncmon_core.events import Event, decode_event
+from cncmon_core.identity import Identity, identity_of
+from cncmon_core.names import Origin
+from cncmon_core.sample import Sample, decode_sample
+from cncmon_ingest import rows
+
+WHOLE_MESSAGE = -1
+
+_DAMAGED = b""
+
+
+class Incoming(NamedTuple):
+    """A message as the stream holds it. `stored_at` is JetStream's own time of it."""
+
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+    stream_seq: int
+    stored_at: datetime
+
+
+class DeadLetter(NamedTuple):
+    """What can't be stored: a frame by its number, or a whole message (-1)."""
+
+    frame: int
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class Decoded(msgspec.Struct):
+    """One message, ready to be written.
+
+    identity is None for a message without (usable) identity headers: that is known by its place in the stream.
+    packed holds one COPY row a sample, `machine_ids` the machines in it.
+    """
+
+    incoming: Incoming
+    origin: Origin
+    identity: Identity | None
+    sha256: bytes
+    packed: list[bytes] = []
+    frame_numbers: list[int] = []
+    machine_ids: set[str] = set()
+    events: list[Event] = []
+    dead: list[DeadLetter] = []
+
+    @property
+    def whole_dead(self) -> bool:
+        """Nothing of the message could be used."""
+        return any(letter.frame == WHOLE_MESSAGE for letter in self.dead)
+
+    def bury(self, reason: str, detail: str) -> None:
+        """Give up the whole message, with its bytes as they came."""
+        self.packed, self.frame_numbers, self.machine_ids, self.events = [], [], set(), []
+        self.dead = [DeadLetter(WHOLE_MESSAGE, reason, detail, self.incoming.data)]
+
+
+class Limits(NamedTuple):
+    """Between which times a sample may lie."""
+
+    oldest: datetime
+    newest: datetime
+
+    @staticmethod
+    def at(now: datetime, future_s_max: float, retention_days: int) -> "Limits":
+        """Return the limits at a time; retention_days 0: any age."""
+        oldest = now - timedelta(days=retention_days) if retention_days else datetime.min.replace(tzinfo=UTC)
+        return Limits(oldest, now + timedelta(seconds=future_s_max))
+
+
+def decode(incoming: Incoming, limits: Limits) -> Decoded:
+    """Return what to write for a message. Never raises for bad bytes: they become dead letters with a reason."""
+    origin = names.origin_of(incoming.subject)
+    try:
+        known = identity_of(incoming.headers)
+    except IdentityError as error:
+        return _buried(incoming, origin, None, error)
+    decoded = Decoded(incoming, origin, known, bytes.fromhex(known.sha256) if known else _DAMAGED)
+    try:
+        payload = _uncompressed(incoming)
+        if known:
+            known.check_payload(payload)
+        else:
+            decoded.sha256 = bytes.fromhex(identity.digest(payload))
+        parts, tail = frames.split(payload)
+    except MessageError as error:
+        return _buried(incoming, origin, known, error)
+    take = _take_event if known and known.kind == "events" else _take_sample
+    for number, part in enumerate(parts):
+        try:
+            take(decoded, number, part, limits)
+        except FrameError as error:
+            decoded.dead.append(DeadLetter(number, error.reason, error.detail, part))
+    if tail:
+        decoded.dead.append(DeadLetter(len(parts), tail.reason, tail.detail, tail.raw))
+    return decoded
+
+
+def frames_of(incoming: Incoming) -> list[bytes]:
+    """Return the frames of a message that was decoded before."""
+    return frames.split(_uncompressed(incoming))[0]
+
+
+def _uncompressed(incoming: Incoming) -> bytes:
+    encoding = incoming.headers.get(identity.ENCODING)
+    if not encoding:
+        return incoming.data
+    if encoding != frames.ENCODING_ZSTD:
+        raise MessageError(
+            "unknown_encoding", f"{identity.ENCODING} is {encoding[:40]!r}; known is {frames.ENCODING_ZSTD}"
+        )
+    return frames.decompress(incoming.data)
+
+
+def _buried(incoming: Incoming, origin: Origin, known: Identity | None, error: RejectedError) -> Decoded:
+    sha256 = known.sha256 if known else identity.digest(incoming.data)
+    decoded = Decoded(incoming, origin, known, bytes.fromhex(sha256))
+    decoded.bury(error.reason, error.detail)
+    return decoded
+
+
+def _take_sample(decoded: Decoded, number: int, frame: bytes, limits: Limits) -> None:
+    sample = decode_sample(frame)
+    check_time(sample, limits)
+    decoded.packed.append(rows.pack(sample))
+    decoded.frame_numbers.append(number)
+    decoded.machine_ids.add(sample.machine_id)
+
+
+def check_time(sample: Sample, limits: Limits) -> None:
+    """Raise FrameError (future_timestamp, too_old) unless the sample's time lies within the limits."""
+    if sample.timestamp > limits.newest:
+        detail = (
+            f"timestamp {sample.timestamp.isoformat()} lies after {limits.newest.isoformat()}, the latest taken now"
+        )
+        raise FrameError("future_timestamp", detail)
+    if sample.timestamp < limits.oldest:
+        raise FrameError("too_old", f"timestamp {sample.timestamp.isoformat()} is older than the retention")
+
+
+def _take_event(decoded: Decoded, _number: int, frame: bytes, _limits: Limits) -> None:
+    decoded.events.append(decode_event(frame))
+
+
+def headers_of(raw: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return a message's headers as plain text."""
+    return {str(name): str(value) for name, value in (raw or {}).items()}

@@ -1,0 +1,89 @@
+"""Dead letters for people: list, show, and store again what can be stored now."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from cncmon_core.errors import FrameError
+from cncmon_core.sample import decode_sample
+from cncmon_ingest import rows
+from cncmon_ingest.decode import WHOLE_MESSAGE, Incoming, Limits, check_time, decode
+from cncmon_ingest.settings import IngestSettings
+
+_COLUMNS = (
+    "id, identity, frame, reason, detail, subject, stream_seq, state, created, replayed, octet_length(payload) AS bytes"
+)
+
+
+class Replayed(msgspec.Struct):
+    """What became of one dead letter: `samples` stored, or `error`."""
+
+    id: int
+    samples: int
+    error: str | None = None
+
+
+async def list_(
+    connection: asyncpg.Connection, *, state: str | None = "dead", limit: int = 100
+) -> list[dict[str, Any]]:
+    """Return dead letters, newest first, without their bytes; state None: of every state."""
+    query = f"SELECT {_COLUMNS} FROM dead_letters WHERE $1::text IS NULL OR state = $1 ORDER BY id DESC LIMIT $2"  # noqa: S608 constant columns
+    return [dict(row) for row in await connection.fetch(query, state, limit)]
+
+
+async def show(connection: asyncpg.Connection, id_: int) -> dict[str, Any] | None:
+    """Return one dead letter with headers (a dict) and payload (bytes), or None."""
+    query = f"SELECT {_COLUMNS}, headers, payload FROM dead_letters WHERE id = $1"  # noqa: S608 constant columns
+    row = await connection.fetchrow(query, id_)
+    return None if row is None else {**dict(row), "headers": msgspec.json.decode(row["headers"])}
+
+
+async def replay(connection: asyncpg.Connection, ids: Sequence[int] | None, settings: IngestSettings) -> list[Replayed]:
+    """Store again what can be stored now; ids None: everything that is dead. Each letter in a transaction of its own.
+
+    A letter leaves state 'dead' in the very transaction that writes its rows, so two replays at once store it once.
+    """
+    if ids is None:
+        ids = [
+            row["id"] for row in await connection.fetch("SELECT id FROM dead_letters WHERE state = 'dead' ORDER BY id")
+        ]
+    return [await _replay_one(connection, id_, settings) for id_ in ids]
+
+
+async def _replay_one(connection: asyncpg.Connection, id_: int, settings: IngestSettings) -> Replayed:
+    try:
+        async with connection.transaction():
+            row = await connection.fetchrow(
+                "UPDATE dead_letters SET state = 'replayed', replayed = now() WHERE id = $1 AND state = 'dead' RETURNING *",
+                id_,
+            )
+            if row is None:
+                return Replayed(id_, 0, "not there, or not dead any more")
+            packed = _rows_of(row, settings)
+            source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
+            await connection.copy_to_table(rows.TABLE, source=source, columns=rows.COLUMNS, format="binary")
+    except FrameError as error:
+        return Replayed(id_, 0, str(error))
+    except asyncpg.PostgresError as error:
+        if (error.sqlstate or "")[:2] not in ("22", "23"):
+            raise
+        return Replayed(id_, 0, f"{error.sqlstate} {error}")
+    return Replayed(id_, len(packed))
+
+
+def _rows_of(row: asyncpg.Record, settings: IngestSettings) -> list[bytes]:
+    """Return the COPY rows of a dead letter; FrameError where it is still no good."""
+    limits = Limits.at(datetime.now(UTC), settings.future_s_max, settings.retention_days)
+    if row["frame"] != WHOLE_MESSAGE:
+        sample = decode_sample(row["payload"])
+        check_time(sample, limits)
+        return [rows.pack(sample)]
+    headers = msgspec.json.decode(row["headers"])
+    decoded = decode(Incoming(row["subject"], headers, row["payload"], row["stream_seq"], datetime.now(UTC)), limits)
+    if decoded.dead:
+        raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
+    return decoded.packed

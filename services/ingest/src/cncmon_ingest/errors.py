@@ -1,0 +1,59 @@
+"""The exceptions of ingest, by what the caller must do.
+
+CncmonError
+├── OutageError        the database can't be used now: hold what is in hand, ack nothing
+├── RefusedError       the database refuses data: find which frame, dead-letter it, store the rest
+├── RetryError         lost against another worker: try the same again at once
+├── MigrationError     the schema can't be brought up to date: stop, say why
+└── FeedError          the consumer or its stream is gone: begin a new session
+"""
+
+import asyncpg
+
+from cncmon_core.errors import CncmonError
+
+
+class OutageError(CncmonError):
+    """The database can't be used now; says why."""
+
+
+class RefusedError(CncmonError):
+    """The database refuses data: SQLSTATE class 22 or 23."""
+
+    def __init__(self, sqlstate: str, text: str) -> None:
+        super().__init__(f"{sqlstate}: {text}")
+        self.sqlstate = sqlstate
+
+
+class RetryError(CncmonError):
+    """Deadlock, serialization failure or lock time-out."""
+
+
+class MigrationError(CncmonError):
+    """The schema can't be brought up to date."""
+
+
+class FeedError(CncmonError):
+    """The consumer delivers nothing any more."""
+
+
+_RETRY = frozenset({"40P01", "40001", "55P03"})
+
+
+def translate(error: Exception) -> CncmonError:
+    """Return what an asyncpg or socket error means for the caller (SQLSTATE: PostgreSQL manual, appendix A).
+
+    Only classes 22 and 23 speak of the data. Everything else, an error without SQLSTATE above all, is taken for an
+    outage: holding a good batch costs time, dead-lettering it costs the data.
+    """
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    if isinstance(error, asyncpg.PostgresError) and sqlstate[:2] in ("22", "23"):
+        return RefusedError(sqlstate, str(error))
+    if sqlstate in _RETRY:
+        return RetryError(str(error))
+    said = str(error) or type(error).__name__
+    return OutageError(f"{sqlstate} {said}" if sqlstate else said)
+
+
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, EOFError)
+"""What an asyncpg call raises when it can't do its work; each is passed to `translate`."""

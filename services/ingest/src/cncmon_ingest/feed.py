@@ -1,0 +1,132 @@
+"""A steady pull from the shared durable: one pull request is always under way while there is room for its messages.
+
+nats-py's own `fetch` waits for a full batch or its time-out and does not notice a consumer that went away. Here messages
+are taken as they come, so a commit holds what arrived during the commit before it: few under little load, many under
+much.
+"""
+
+import asyncio
+import time
+from collections import deque
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from cncmon_core import names
+from cncmon_ingest.errors import FeedError
+from cncmon_ingest.settings import IngestSettings
+
+EXPIRES_S = 30.0
+HEARTBEAT_S = 5.0
+"""The server sends this often while a pull request waits; three missed mean that it is gone."""
+
+_GONE = ("consumer deleted", "consumer is push based", "no responders")
+
+
+class Feed:
+    """Messages of durable `PROCESSOR`. Use inside a NATS session; `take` raises FeedError when the session must end."""
+
+    def __init__(self, client: Client, settings: IngestSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._queue: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._missing = 0
+        self._heard_s = 0.0
+        self._request = 0
+        self._inbox = ""
+        self._gone: str | None = None
+        self._subscription: Subscription | None = None
+        self.paused = False
+
+    async def open(self) -> None:
+        """Subscribe for answers; the first `take` asks for messages."""
+        self._inbox = self._client.new_inbox()
+        self._subscription = await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def close(self) -> list[Msg]:
+        """Stop; return the messages that arrived and were never taken."""
+        if self._subscription is not None and not self._client.is_closed:
+            await self._subscription.unsubscribe()
+        left = list(self._queue)
+        self._queue.clear()
+        return left
+
+    @property
+    def waiting(self) -> list[Msg]:
+        """The messages that arrived and are not taken yet."""
+        return list(self._queue)
+
+    def wake(self) -> None:
+        """End a `take` that waits."""
+        self._arrived.set()
+
+    def give_up_waiting(self) -> list[Msg]:
+        """Take everything out of the queue without handling it."""
+        left = list(self._queue)
+        self._queue.clear()
+        return left
+
+    async def take(self, timeout_s: float) -> list[Msg]:
+        """Return what has arrived, at most `fetch_messages`, waiting for the first up to `timeout_s`; may be empty.
+
+        Raises:
+            FeedError: the consumer or its stream is gone, or the server fell silent.
+        """
+        await self._ask()
+        if not self._queue:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+            except TimeoutError:
+                self._check_alive()
+        if self._gone:
+            raise FeedError(self._gone)
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.fetch_messages))]
+        await self._ask()
+        return taken
+
+    async def _ask(self) -> None:
+        """Send a pull request where none is under way and the queue has room."""
+        if self._missing > 0 or self.paused or len(self._queue) >= self._settings.fetch_messages:
+            return
+        self._request += 1
+        self._missing = self._settings.fetch_messages
+        self._heard_s = time.monotonic()
+        request = {
+            "batch": self._missing,
+            "max_bytes": self._settings.fetch_bytes,
+            "expires": int(EXPIRES_S * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+        }
+        await self._client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{names.STREAM}.{names.DURABLE}",
+            msgspec.json.encode(request),
+            reply=f"{self._inbox}.{self._request}",
+        )
+
+    def _check_alive(self) -> None:
+        if self._missing > 0 and time.monotonic() - self._heard_s > 3 * HEARTBEAT_S:
+            raise FeedError(f"nothing heard of the pull request for {3 * HEARTBEAT_S:.0f} s")
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard_s = time.monotonic()
+        status = message.headers.get("Status") if message.headers else None
+        current = message.subject.endswith(f".{self._request}")
+        if status is None or message.reply:
+            self._queue.append(message)
+            if current:
+                self._missing -= 1
+        elif status != "100" and current:
+            self._on_end(status, (message.headers or {}).get("Description", ""))
+        self._arrived.set()
+
+    def _on_end(self, status: str, said: str) -> None:
+        """The request is over: time-out (408), nothing there (404), a limit (409) ask again; a consumer gone doesn't."""
+        self._missing = 0
+        if status == "503" or any(word in said.lower() for word in _GONE):
+            self._gone = f"the consumer {names.DURABLE} of stream {names.STREAM} is gone: {status} {said}"

@@ -1,0 +1,213 @@
+"""The leader: one worker at a time computes watermarks from the ledger, prunes it, and tells the edges.
+
+Leadership is a PostgreSQL advisory lock of a session: it ends with the connection, so a dead leader is followed at once.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import asyncpg
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.errors import KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from cncmon_core import logs, names
+from cncmon_core.names import Origin
+from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
+from cncmon_ingest import metrics
+from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.store import connect
+
+log = logs.get(__name__)
+
+LOCK_KEY = 0x636E636D02
+"""Advisory lock of the leader: "cncm" and 2."""
+
+EPOCHS_TOLD_MAX = 100
+"""Epochs in one edge's document: an agent asks for those on its disk, and there are few."""
+
+_CANDIDATES = "SELECT DISTINCT epoch FROM ledger"
+
+_LOCK = "SELECT epoch FROM watermarks WHERE epoch = ANY($1) ORDER BY epoch FOR UPDATE"
+
+_ADVANCE = """
+WITH above AS (
+    SELECT l.epoch, l.seq, w.seq AS watermark,
+           l.seq - row_number() OVER (PARTITION BY l.epoch ORDER BY l.seq) AS run
+    FROM ledger l JOIN watermarks w USING (epoch)
+    WHERE l.epoch = ANY($1) AND l.seq > w.seq
+), reached AS (
+    SELECT epoch, max(seq) AS seq FROM above WHERE run = watermark GROUP BY epoch
+), pruned AS (
+    DELETE FROM ledger USING reached
+    WHERE ledger.epoch = reached.epoch AND ledger.seq <= reached.seq
+    RETURNING ledger.epoch, ledger.stored, ledger.dead, ledger.disposition
+), counted AS (
+    SELECT epoch,
+           count(*) FILTER (WHERE disposition = 'stored') AS batches_stored,
+           count(*) FILTER (WHERE disposition = 'dead') AS batches_dead,
+           sum(stored) AS samples_stored, sum(dead) AS samples_dead
+    FROM pruned GROUP BY epoch
+)
+UPDATE watermarks SET
+    seq = reached.seq,
+    batches_stored = watermarks.batches_stored + counted.batches_stored,
+    batches_dead = watermarks.batches_dead + counted.batches_dead,
+    samples_stored = watermarks.samples_stored + counted.samples_stored,
+    samples_dead = watermarks.samples_dead + counted.samples_dead,
+    advanced = now()
+FROM reached JOIN counted USING (epoch)
+WHERE watermarks.epoch = reached.epoch
+RETURNING watermarks.site, watermarks.edge
+"""
+
+_EPOCHS = """
+SELECT site, edge, epoch, seq FROM (
+    SELECT *, row_number() OVER (PARTITION BY site, edge ORDER BY advanced DESC) AS place FROM watermarks
+    WHERE (site, edge) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+) newest WHERE place <= $3
+"""
+
+_ACTIVE = "SELECT DISTINCT site, edge FROM watermarks WHERE advanced > now() - INTERVAL '1 day' AND edge <> ''"
+
+
+class _Place(NamedTuple):
+    stream_created: datetime
+    floor: int
+
+
+class Leader:
+    """Tries to lead for as long as a NATS session lasts."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        self._settings = settings
+        self._stream_created = datetime.min.replace(tzinfo=UTC)
+
+    async def session(self, client: Client) -> None:
+        """Lead whenever the lock can be had; wait and try again where the database can't be used."""
+        while True:
+            try:
+                connection = await connect(self._settings.database_dsn)
+            except OutageError:
+                await asyncio.sleep(1)
+                continue
+            try:
+                await self._with(connection, client)
+            except DATABASE_ERRORS as error:
+                log.info("leadership ended", reason=str(translate(error)))
+            finally:
+                metrics.LEADER.set(0)
+                connection.terminate()
+            await asyncio.sleep(1)
+
+    async def _with(self, connection: asyncpg.Connection, client: Client) -> None:
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):  # noqa: ASYNC110 its end is an event of the server's
+            await asyncio.sleep(1)
+        metrics.LEADER.set(1)
+        log.info("leading: this worker computes the watermarks")
+        js = client.jetstream(timeout=10)
+        teller = _Teller(connection, await js.key_value(names.KV_WATERMARK))
+        swept_s = -math.inf
+        while True:
+            changed = await advance(connection)
+            if time.monotonic() - swept_s >= self._settings.sweep_interval_ms / 1000:
+                swept_s = time.monotonic()
+                changed |= await self._sweep(connection, js)
+                teller.forget()
+            await teller.tell(changed, await _place(js, self._stream_created))
+            await asyncio.sleep(self._settings.leader_interval_ms / 1000)
+
+    async def _sweep(self, connection: asyncpg.Connection, js: JetStreamContext) -> set[Origin]:
+        """Do what need not be done in every round; return the edges whose documents are to be looked at again."""
+        stream = await js.stream_info(names.STREAM)
+        if stream.created is None:
+            raise AssertionError("the server always says when a stream was made")
+        self._stream_created = stream.created
+        place = await _place(js, stream.created)
+        await connection.execute("UPDATE delivery SET stream_created = $1, committed_floor = $2", *place)
+        # Header-less messages that the stream no longer holds can't be delivered again.
+        await connection.execute(
+            "DELETE FROM ledger_unidentified WHERE stream = $1 AND (stream_seq < $2 OR stream_created <> $3)",
+            *(names.STREAM, stream.state.first_seq, stream.created),
+        )
+        await care_for_stream(js, self._settings, place.floor)
+        return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
+
+
+async def advance(connection: asyncpg.Connection) -> set[Origin]:
+    """Move every epoch's watermark over what is contiguous in the ledger, prune that, and return whose moved.
+
+    Raises:
+        asyncpg.PostgresError
+    """
+    epochs = [row["epoch"] for row in await connection.fetch(_CANDIDATES)]
+    if not epochs:
+        return set()
+    async with connection.transaction():
+        await connection.execute(_LOCK, epochs)
+        return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ADVANCE, epochs)}
+
+
+async def _place(js: JetStreamContext, stream_created: datetime) -> _Place:
+    """Return how far the consumers are: acknowledged means committed, since nothing is acknowledged before."""
+    info = await js.consumer_info(names.STREAM, names.DURABLE)
+    floor = info.ack_floor.stream_seq if info.ack_floor else 0
+    metrics.PENDING.set(info.num_pending or 0)
+    metrics.ACK_PENDING.set(info.num_ack_pending or 0)
+    metrics.FLOOR.set(floor)
+    return _Place(stream_created, floor)
+
+
+class _Teller:
+    """Writes the watermark documents, each by compare-and-set against the revision it has seen."""
+
+    def __init__(self, connection: asyncpg.Connection, bucket: KeyValue) -> None:
+        self._connection = connection
+        self._bucket = bucket
+        self._told: dict[str, tuple[int, Watermark | None]] = {}
+
+    def forget(self) -> None:
+        """Look at the bucket again next time: somebody may have deleted it."""
+        self._told.clear()
+
+    async def tell(self, edges: set[Origin], place: _Place) -> None:
+        """Bring the documents of some edges up to date."""
+        edges = {origin for origin in edges if origin.site and origin.edge}
+        if not edges:
+            return
+        generation = await self._connection.fetchval("SELECT generation FROM delivery")
+        documents: dict[Origin, dict[int, int]] = {}
+        for row in await self._connection.fetch(
+            _EPOCHS, [origin.site for origin in edges], [origin.edge for origin in edges], EPOCHS_TOLD_MAX
+        ):
+            documents.setdefault(Origin(row["site"], row["edge"]), {})[row["epoch"]] = row["seq"]
+        created = place.stream_created.astimezone(UTC).isoformat()
+        for origin, epochs in documents.items():
+            await self._put(origin, Watermark(generation, created, place.floor, epochs))
+
+    async def _put(self, origin: Origin, document: Watermark) -> None:
+        key = names.edge_key(*origin)
+        revision, told = self._told.pop(key) if key in self._told else await self._read(key)
+        if told != document:
+            # A conflict means that another leader wrote: it has read the database since, and the next round looks again.
+            with contextlib.suppress(KeyWrongLastSequenceError):
+                revision = await self._bucket.update(key, encode_watermark(document), last=revision)
+                self._told[key] = revision, document
+        else:
+            self._told[key] = revision, document
+
+    async def _read(self, key: str) -> tuple[int, Watermark | None]:
+        try:
+            entry = await self._bucket.get(key)
+        except KeyDeletedError as error:
+            return error.entry.revision or 0, None
+        except KeyNotFoundError:
+            return 0, None
+        return entry.revision or 0, decode_watermark(entry.value) if entry.value else None

@@ -1,0 +1,136 @@
+"""`cncmon-ingest run` is a worker (any number side by side); `cncmon-ingest bootstrap` prepares database and streams."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+
+import nats.errors
+from nats.aio.client import Client
+
+from cncmon_core import logs, nats_link, service, settings
+from cncmon_core.backoff import Backoff
+from cncmon_core.errors import CncmonError
+from cncmon_core.monitor import Health
+from cncmon_ingest import bootstrap
+from cncmon_ingest.errors import DATABASE_ERRORS, MigrationError, OutageError, translate
+from cncmon_ingest.leader import Leader
+from cncmon_ingest.migrate import LATEST, migrate, version
+from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.store import connect
+from cncmon_ingest.worker import Worker
+
+log = logs.get(__name__)
+
+
+async def run_worker(health: Health, stop: asyncio.Event) -> None:
+    """Wait for the schema, then work and, when it is this worker's turn, lead."""
+    ours = settings.load(IngestSettings, "INGEST")
+    link = nats_link.NatsLink(settings.load(nats_link.NatsSettings, "NATS"), "cncmon-ingest")
+    worker, leader = Worker(ours, stop), Leader(ours)
+    health.ready_when("nats", link.check)
+    health.ready_when("database", worker.check)
+
+    async def session(client: Client) -> None:
+        async with asyncio.TaskGroup() as group:
+            leading = group.create_task(leader.session(client))
+            await worker.session(client)
+            leading.cancel()
+
+    async def work() -> None:
+        await _wait_for_schema(ours)
+        await link.run(session)
+
+    await _until(stop, work(), grace_s=lambda: 8 if link.client is not None else 0)
+
+
+async def _until(
+    stop: asyncio.Event, work: Coroutine[None, None, None], grace_s: Callable[[], float] = lambda: 0
+) -> None:
+    """Run work to its end; once told to stop, give it some time to end by itself, then cancel it."""
+    running = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running}, timeout=grace_s())
+    finally:
+        running.cancel()
+        stopping.cancel()
+        results = await asyncio.gather(running, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+            raise result
+
+
+async def _wait_for_schema(ours: IngestSettings) -> None:
+    """Return once the database has this version's schema: the bootstrap brings it there, workers never do."""
+    backoff = Backoff(0.2, ours.hold_retry_ms_max / 1000)
+    while True:
+        try:
+            connection = await connect(ours.database_dsn)
+            try:
+                found = await version(connection)
+            finally:
+                await connection.close(timeout=5)
+            if found >= LATEST:
+                return
+            said = f"the schema is at migration {found}, this worker needs {LATEST}: run `cncmon-ingest bootstrap`"
+        except OutageError as error:
+            said = str(error)
+        except DATABASE_ERRORS as error:
+            said = str(translate(error))
+        log.warning("waiting for the database", reason=said)
+        await asyncio.sleep(backoff.next_s())
+
+
+async def run_bootstrap(_health: Health, stop: asyncio.Event) -> None:
+    """Migrate the database and make stream, consumer and buckets, waiting for both servers for a bounded time."""
+    ours = settings.load(IngestSettings, "INGEST")
+    link = nats_link.NatsLink(settings.load(nats_link.NatsSettings, "NATS"), "cncmon-bootstrap")
+
+    async def session(client: Client) -> None:
+        await bootstrap.ensure(client, ours)
+
+    try:
+        async with asyncio.timeout(ours.bootstrap_timeout_ms / 1000):
+            await _until(stop, _prepare(ours, link, session))
+    except TimeoutError as error:
+        raise CncmonError(f"gave up after {ours.bootstrap_timeout_ms} ms: {link.check() or 'the database'}") from error
+
+
+async def _prepare(ours: IngestSettings, link: nats_link.NatsLink, session: nats_link.Session) -> None:
+    await _migrate(ours)
+    await link.run(session)
+
+
+async def _migrate(ours: IngestSettings) -> None:
+    backoff = Backoff(0.1, 1)
+    while True:
+        try:
+            connection = await connect(ours.database_dsn)
+        except OutageError as error:
+            log.info("waiting for the database", reason=str(error))
+            await asyncio.sleep(backoff.next_s())
+            continue
+        try:
+            await migrate(connection)
+        finally:
+            await connection.close(timeout=5)
+        return
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(prog="cncmon-ingest", description=__doc__)
+    parser.add_argument("command", choices=["run", "bootstrap"])
+    command = parser.parse_args().command
+    try:
+        sys.exit(
+            service.run("ingest", run_worker if command == "run" else run_bootstrap, serve_monitor=command == "run")
+        )
+    except (CncmonError, MigrationError, nats.errors.Error, *DATABASE_ERRORS) as error:
+        sys.exit(f"cncmon-ingest {command}: {error}")
+
+
+if __name__ == "__main__":
+    main()

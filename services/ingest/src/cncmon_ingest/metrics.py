@@ -1,0 +1,27 @@
+"""The figures of ingest, in base units."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+MESSAGES = Counter("cncmon_ingest_messages", "Messages handled, by what became of them.", ["disposition"])
+SAMPLES = Counter("cncmon_ingest_samples", "Samples stored.")
+DEAD = Counter("cncmon_ingest_dead_letters", "Dead letters written, by reason.", ["reason"])
+COMMIT_SECONDS = Histogram(
+    "cncmon_ingest_commit_seconds",
+    "Duration of one transaction.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+COMMIT_SAMPLES = Histogram(
+    "cncmon_ingest_commit_samples", "Samples in one transaction.", buckets=(1, 10, 50, 100, 500, 1000, 5000, 20000)
+)
+HOLDING = Gauge("cncmon_ingest_holding", "1 while the database can't be used and messages are held.")
+HOLDS = Counter("cncmon_ingest_holds", "Times that messages had to be held.")
+RETRIES = Counter("cncmon_ingest_transaction_retries", "Transactions tried again after a deadlock or lock time-out.")
+LEADER = Gauge("cncmon_ingest_leader", "1 in the worker that computes the watermarks.")
+PENDING = Gauge("cncmon_ingest_stream_pending_messages", "Messages in the stream that no worker has been given yet.")
+ACK_PENDING = Gauge("cncmon_ingest_ack_pending_messages", "Messages given to workers and not acknowledged yet.")
+FLOOR = Gauge("cncmon_ingest_committed_floor", "Stream sequence up to which everything is committed.")
+STREAM_FILL = Gauge("cncmon_ingest_stream_fill_ratio", "How full CNC_DATA is, by bytes or messages, 0 to 1.")
+STREAM_PRESSURE = Gauge(
+    "cncmon_ingest_stream_pressure", "1 while purging what is committed does not bring the stream under its limit."
+)
+PURGED = Counter("cncmon_ingest_stream_purged_messages", "Committed messages purged to make room.")

@@ -1,0 +1,357 @@
+"""The one transaction: ledger, watermarks, samples, events, dead letters. Committed, or as if it had never been.
+
+Order of the statements: ledger insert (sorted by key, else two workers deadlock), then the epochs' watermarks FOR SHARE
+in a second statement (so with a newer snapshot: what was pruned meanwhile shows as being under the watermark), then the
+rows of what is new.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from cncmon_core import names
+from cncmon_core.events import EPOCH_CLOSED, EpochClosed
+from cncmon_ingest import rows
+from cncmon_ingest.decode import DeadLetter, Decoded
+from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+
+Key = tuple[int, int]
+
+LOCK_TIMEOUT_MS = 5_000
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+STATEMENT_S_MAX = 60.0
+
+
+class Outcome(NamedTuple):
+    """What one transaction did: messages that were new, that were there already, and the clock of the database."""
+
+    new: list[Decoded]
+    known: list[Decoded]
+    database_time: datetime
+
+
+async def connect(dsn: str) -> asyncpg.Connection:
+    """Return a connection fit for the transaction.
+
+    Raises:
+        OutageError: it can't be had, or the server would acknowledge commits that a crash can take back.
+    """
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(
+            dsn,
+            timeout=10,
+            command_timeout=STATEMENT_S_MAX,
+            server_settings={
+                "application_name": "cncmon-ingest",
+                "lock_timeout": str(LOCK_TIMEOUT_MS),
+                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+                "default_transaction_isolation": "read committed",
+            },
+        )
+        durable = await connection.fetchval("SHOW synchronous_commit")
+        read_only = await connection.fetchval("SHOW transaction_read_only")
+    except (*DATABASE_ERRORS, ValueError) as error:
+        raise OutageError(str(translate(error))) from error
+    problem = None
+    if durable not in ("on", "remote_apply"):
+        problem = f"synchronous_commit is {durable!r}; it must be 'on', or acknowledged samples can be lost"
+    elif read_only == "on":
+        problem = "the server is read-only (a replica?)"
+    if problem:
+        await connection.close(timeout=5)
+        raise OutageError(problem)
+    return connection
+
+
+class Store:
+    """Writes decoded messages through one connection. Not for use by two tasks at once."""
+
+    def __init__(self, connection: asyncpg.Connection, stream_created: datetime) -> None:
+        self._connection = connection
+        self._stream_created = stream_created
+        self._machines: dict[str, names.Origin] = {}
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is still open."""
+        return not self._connection.is_closed()
+
+    async def close(self) -> None:
+        """Close the connection, at once where it doesn't answer."""
+        try:
+            await self._connection.close(timeout=2)
+        except DATABASE_ERRORS:
+            self._connection.terminate()
+
+    async def clock_offset(self) -> timedelta:
+        """Return by how much the database's clock is ahead of ours.
+
+        Raises:
+            OutageError
+        """
+        try:
+            now: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        except DATABASE_ERRORS as error:
+            raise translate(error) from error
+        return now - datetime.now(now.tzinfo)
+
+    async def write(self, messages: Sequence[Decoded]) -> Outcome:
+        """Commit the messages that are new; say which were.
+
+        Raises:
+            RefusedError, RetryError, OutageError: nothing was committed.
+        """
+        first, conflicts = _first_of_each(messages)
+        try:
+            async with self._connection.transaction():
+                outcome, moved = await self._write(first)
+                await self._insert_dead(conflicts)
+        except DATABASE_ERRORS as error:
+            raise translate(error) from error
+        if len(self._machines) > 100_000:
+            self._machines.clear()
+        self._machines.update(moved)
+        taken = {id(message) for message in outcome.new}
+        return Outcome(outcome.new, [m for m in messages if id(m) not in taken], outcome.database_time)
+
+    async def refused_frames(self, message: Decoded) -> dict[int, str]:
+        """Return frame number → what the database says, for each row of one message that it does not take.
+
+        Raises:
+            RetryError, OutageError
+        """
+        refused: dict[int, str] = {}
+        ranges = [range(len(message.packed))]
+        while ranges:
+            part = ranges.pop()
+            said = await self._try_rows([message.packed[index] for index in part])
+            if said is None:
+                continue
+            if len(part) == 1:
+                refused[message.frame_numbers[part[0]]] = said
+            else:
+                middle = len(part) // 2
+                ranges += [part[:middle], part[middle:]]
+        return refused
+
+    async def _try_rows(self, packed: list[bytes]) -> str | None:
+        """Copy rows and roll back; return what the database says against them, or None."""
+        transaction = self._connection.transaction()
+        try:
+            await transaction.start()
+            try:
+                await self._copy(packed)
+            except asyncpg.PostgresError as error:
+                if (error.sqlstate or "")[:2] in ("22", "23"):
+                    return f"{error.sqlstate} {error}"
+                raise
+            finally:
+                await transaction.rollback()
+        except DATABASE_ERRORS as error:
+            raise translate(error) from error
+        return None
+
+    async def _write(self, messages: list[Decoded]) -> tuple[Outcome, dict[str, names.Origin]]:
+        new = await self._insert_identified([m for m in messages if m.identity])
+        new += await self._insert_unidentified([m for m in messages if not m.identity])
+        await self._copy([row for message in new for row in message.packed])
+        await self._insert_events(new)
+        await self._insert_dead(new)
+        moved = await self._note_machines(new)
+        now: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        return Outcome(new, [], now), moved
+
+    async def _insert_identified(self, messages: list[Decoded]) -> list[Decoded]:
+        if not messages:
+            return []
+        by_key = {_key(message): message for message in messages}
+        keys = sorted(by_key)
+        inserted = await self._connection.fetch(
+            "INSERT INTO ledger (epoch, seq, sha256, stored, dead, disposition) "
+            "SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::int[], $5::int[], $6::text[]) "
+            "ORDER BY 1, 2 ON CONFLICT DO NOTHING RETURNING epoch, seq",
+            *(list(column) for column in zip(*(_ledger_row(by_key[key]) for key in keys), strict=True)),
+        )
+        fresh = {(row["epoch"], row["seq"]) for row in inserted}
+        watermarks = await self._watermarks(by_key.values())
+        under = [key for key in fresh if key[1] <= watermarks[key[0]]]
+        if under:
+            await self._connection.execute(
+                "DELETE FROM ledger USING unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
+                "WHERE ledger.epoch = k.epoch AND ledger.seq = k.seq",
+                *(list(column) for column in zip(*under, strict=True)),
+            )
+        await self._bury_conflicts([by_key[key] for key in keys if key not in fresh])
+        return [by_key[key] for key in keys if key in fresh and key not in set(under)]
+
+    async def _watermarks(self, messages: Iterable[Decoded]) -> dict[int, int]:
+        """Return epoch → watermark, locked against being advanced; rows are made for epochs seen for the first time."""
+        origins = {message.identity.epoch: message.origin for message in messages if message.identity}
+        epochs = sorted(origins)
+        query = "SELECT epoch, seq FROM watermarks WHERE epoch = ANY($1) ORDER BY epoch FOR SHARE"
+        found = {row["epoch"]: row["seq"] for row in await self._connection.fetch(query, epochs)}
+        missing = [epoch for epoch in epochs if epoch not in found]
+        if missing:
+            await self._connection.execute(
+                "INSERT INTO watermarks (epoch, site, edge) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) "
+                "ORDER BY 1 ON CONFLICT DO NOTHING",
+                *(missing, [origins[epoch].site for epoch in missing], [origins[epoch].edge for epoch in missing]),
+            )
+            found |= {row["epoch"]: row["seq"] for row in await self._connection.fetch(query, missing)}
+        return found
+
+    async def _bury_conflicts(self, messages: list[Decoded]) -> None:
+        """A known identity with another hash is another batch under a stolen or repeated name: keep its bytes."""
+        if not messages:
+            return
+        keys = [_key(message) for message in messages]
+        hashes = {
+            (row["epoch"], row["seq"]): row["sha256"]
+            for row in await self._connection.fetch(
+                "SELECT epoch, seq, sha256 FROM ledger JOIN unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
+                "USING (epoch, seq)",
+                *(list(column) for column in zip(*keys, strict=True)),
+            )
+        }
+        for message in messages:
+            known = hashes.get(_key(message))
+            if known is not None and known != message.sha256:
+                message.bury("identity_conflict", f"the ledger has this epoch and seq with SHA-256 {known.hex()}")
+                await self._insert_dead([message])
+
+    async def _insert_unidentified(self, messages: list[Decoded]) -> list[Decoded]:
+        if not messages:
+            return []
+        by_seq = {message.incoming.stream_seq: message for message in messages}
+        inserted = await self._connection.fetch(
+            "INSERT INTO ledger_unidentified "
+            "(stream, stream_created, stream_seq, sha256, stored, dead, disposition, stored_at) "
+            "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bytea[], $5::int[], $6::int[], $7::text[], "
+            "$8::timestamptz[]) ORDER BY 3 ON CONFLICT DO NOTHING RETURNING stream_seq",
+            names.STREAM,
+            self._stream_created,
+            *(list(column) for column in zip(*(_place_row(by_seq[seq]) for seq in sorted(by_seq)), strict=True)),
+        )
+        return [by_seq[row["stream_seq"]] for row in inserted]
+
+    async def _copy(self, packed: list[bytes]) -> None:
+        if packed:
+            # All bytes at once: asyncpg's COPY hangs when its source raises half-way.
+            source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
+            await self._connection.copy_to_table(
+                rows.TABLE, source=source, columns=rows.COLUMNS, format="binary", timeout=STATEMENT_S_MAX
+            )
+
+    async def _insert_events(self, messages: list[Decoded]) -> None:
+        found = [(message, event) for message in messages for event in message.events]
+        if not found:
+            return
+        await self._connection.executemany(
+            "INSERT INTO events (time, site, edge, type, machine_id, data) VALUES ($1, $2, $3, $4, $5, $6)",
+            [
+                (
+                    event.timestamp,
+                    *message.origin,
+                    event.type,
+                    event.machine_id,
+                    msgspec.json.encode(event.data).decode(),
+                )
+                for message, event in found
+            ],
+        )
+        for message, event in found:
+            if event.type == EPOCH_CLOSED:
+                closed = msgspec.convert(event.data, EpochClosed)
+                await self._connection.execute(
+                    "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) VALUES ($1, $2, $3, $4, $5) "
+                    "ON CONFLICT (epoch) DO UPDATE SET closed_seq = $4, closed_samples = $5",
+                    *(closed.epoch, *message.origin, closed.last_seq, closed.samples),
+                )
+
+    async def _insert_dead(self, messages: list[Decoded]) -> None:
+        letters = [(message, letter) for message in messages for letter in message.dead]
+        if letters:
+            await self._connection.executemany(
+                "INSERT INTO dead_letters "
+                "(identity, sha256, frame, reason, detail, subject, stream_seq, headers, payload) "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
+                [self._dead_row(message, letter) for message, letter in letters],
+            )
+
+    def _dead_row(self, message: Decoded, letter: DeadLetter) -> tuple[Any, ...]:
+        incoming = message.incoming
+        if message.identity:
+            identity = f"{message.identity.epoch}:{message.identity.seq}"
+        else:
+            identity = f"{names.STREAM}:{self._stream_created.isoformat()}:{incoming.stream_seq}"
+        headers = msgspec.json.encode(_storable(incoming.headers)).decode()
+        return (
+            *(identity, message.sha256, letter.frame, letter.reason, _storable_text(letter.detail)),
+            *(_storable_text(incoming.subject), incoming.stream_seq, headers, letter.payload),
+        )
+
+    async def _note_machines(self, messages: list[Decoded]) -> dict[str, names.Origin]:
+        """Write down machines seen for the first time or through another edge; return what to remember after commit."""
+        seen: dict[str, names.Origin] = {}
+        for message in messages:
+            for machine_id in message.machine_ids:
+                if self._machines.get(machine_id) != message.origin:
+                    seen[machine_id] = message.origin
+        if seen:
+            ids = sorted(seen)
+            await self._connection.execute(
+                "INSERT INTO machines (machine_id, site, edge) "
+                "SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ORDER BY 1 "
+                "ON CONFLICT (machine_id) DO UPDATE SET site = excluded.site, edge = excluded.edge "
+                "WHERE excluded.edge <> '' AND (machines.site, machines.edge) IS DISTINCT FROM "
+                "(excluded.site, excluded.edge)",
+                *(ids, [seen[machine_id].site for machine_id in ids], [seen[machine_id].edge for machine_id in ids]),
+            )
+        return seen
+
+
+def _key(message: Decoded) -> Key:
+    if message.identity is None:
+        raise AssertionError("only messages with an identity have a key")
+    return message.identity.epoch, message.identity.seq
+
+
+def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:
+    """Return the messages without second deliveries, and those whose identity another message in hand has with another
+    hash: these are buried here, since the ledger can't tell them from the first.
+    """
+    first: dict[object, Decoded] = {}
+    conflicts = []
+    for message in messages:
+        key: object = _key(message) if message.identity else message.incoming.stream_seq
+        if first.setdefault(key, message).sha256 != message.sha256:
+            message.bury("identity_conflict", "another message in hand has this epoch and seq with another SHA-256")
+            conflicts.append(message)
+    return list(first.values()), conflicts
+
+
+def _counts(message: Decoded) -> tuple[int, int, str]:
+    stored = len(message.packed) + len(message.events)
+    return stored, len(message.dead), "dead" if message.whole_dead else "stored"
+
+
+def _ledger_row(message: Decoded) -> tuple[Any, ...]:
+    return (*_key(message), message.sha256, *_counts(message))
+
+
+def _place_row(message: Decoded) -> tuple[Any, ...]:
+    incoming = message.incoming
+    return incoming.stream_seq, message.sha256, *_counts(message), incoming.stored_at
+
+
+def _storable_text(text: str) -> str:
+    """Return text that PostgreSQL takes: without U+0000 and lone surrogates."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _storable(headers: Any) -> dict[str, str]:
+    return {_storable_text(name): _storable_text(value) for name, value in headers.items()}

@@ -1,0 +1,241 @@
+"""A worker: take messages, decode, commit, acknowledge. Holds while the database is away, buries what it refuses."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from cncmon_core import logs, names
+from cncmon_core.backoff import Backoff
+from cncmon_ingest import bootstrap, metrics
+from cncmon_ingest.decode import DeadLetter, Decoded, Incoming, Limits, decode, frames_of, headers_of
+from cncmon_ingest.errors import OutageError, RefusedError, RetryError
+from cncmon_ingest.feed import Feed
+from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.store import Outcome, Store, connect
+
+log = logs.get(__name__)
+
+RETRIES_MAX = 10
+"""Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
+TAKE_S = 1.0
+
+
+class Worker:
+    """Consumes the shared durable. `session` runs once for each NATS connection."""
+
+    def __init__(self, settings: IngestSettings, stop: asyncio.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._store: Store | None = None
+        self._stream_created = datetime.min.replace(tzinfo=UTC)
+        self._offset = timedelta(0)
+        self._problem: str | None = "not started yet"
+
+    def check(self) -> str | None:
+        """Readiness: taking messages, and the database takes them?"""
+        return self._problem
+
+    async def session(self, client: Client) -> None:
+        """Work until told to stop, or until the connection or the consumer is gone."""
+        await bootstrap.ensure(client, self._settings)
+        js = client.jetstream()
+        created = (await js.stream_info(names.STREAM)).created
+        if created is None:
+            raise AssertionError("the server always says when a stream was made")
+        if created != self._stream_created:
+            self._stream_created = created
+            await self._drop_store()
+        feed = Feed(client, self._settings)
+        await feed.open()
+        hold = _Hold(js, feed, self._settings)
+        left: list[Msg] = []
+        waking = asyncio.create_task(self._wake_at_stop(feed))
+        try:
+            while not self._stop.is_set():
+                await hold.until(self._connected)
+                if messages := await feed.take(TAKE_S):
+                    await self._handle(messages, hold)
+        finally:
+            waking.cancel()
+            left = await feed.close()
+            await self._drop_store()
+        # Stopped in order: others can have at once what was not begun.
+        for message in left:
+            await message.nak()
+        await client.flush()
+
+    async def _wake_at_stop(self, feed: Feed) -> None:
+        await self._stop.wait()
+        feed.wake()
+
+    async def _connected(self) -> None:
+        """Have a connection to the database; OutageError while it can't be had."""
+        if self._store is not None and self._store.usable:
+            return
+        try:
+            self._store = Store(await connect(self._settings.database_dsn), self._stream_created)
+            self._offset = await self._store.clock_offset()
+        except OutageError as error:
+            self._problem = f"database: {error}"
+            raise
+        self._problem = None
+
+    async def _drop_store(self) -> None:
+        if self._store is not None:
+            store, self._store = self._store, None
+            await store.close()
+
+    async def _handle(self, messages: list[Msg], hold: "_Hold") -> None:
+        decoded = [self._decode(message) for message in messages]
+        by_message = {id(item): message for item, message in zip(decoded, messages, strict=True)}
+
+        async def commit() -> None:
+            await self._commit(decoded)
+
+        if await hold.until(commit, messages):
+            for item in decoded:
+                message = by_message[id(item)]
+                # Committed: what could not be decoded at all need never come again.
+                await (message.term() if item.whole_dead else message.ack())
+
+    def _decode(self, message: Msg) -> Decoded:
+        metadata = message.metadata
+        incoming = Incoming(
+            subject=message.subject,
+            headers=headers_of(message.headers),
+            data=message.data,
+            stream_seq=metadata.sequence.stream,
+            stored_at=metadata.timestamp,
+        )
+        # A worker with a slow clock must not refuse a plant: the latest of the clocks that others keep counts.
+        now = max(incoming.stored_at, datetime.now(UTC) + self._offset)
+        return decode(incoming, Limits.at(now, self._settings.future_s_max, self._settings.retention_days))
+
+    async def _commit(self, decoded: Sequence[Decoded]) -> None:
+        """Commit all of it; what the database refuses is found and buried, the rest is committed.
+
+        Raises:
+            OutageError: some of it is not committed; trying all of it again is right, the ledger knows the rest.
+        """
+        await self._connected()
+        store = self._store
+        if store is None:
+            raise OutageError("no connection")
+        parts: list[Sequence[Decoded]] = [decoded]
+        try:
+            while parts:
+                part = parts.pop()
+                try:
+                    self._count(await self._write(store, part))
+                except RefusedError as error:
+                    if len(part) > 1:
+                        middle = len(part) // 2
+                        parts += [part[middle:], part[:middle]]
+                    else:
+                        await self._bury_refused(store, part[0], error)
+                        parts.append(part)
+        except OutageError as error:
+            self._problem = f"database: {error}"
+            await self._drop_store()
+            raise
+        self._problem = None
+
+    async def _write(self, store: Store, part: Sequence[Decoded]) -> Outcome:
+        for _ in range(RETRIES_MAX):
+            started = time.perf_counter()
+            try:
+                outcome = await store.write(part)
+            except RetryError as error:
+                metrics.RETRIES.inc()
+                log.info("transaction tried again", reason=str(error))
+                continue
+            metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
+            self._offset = outcome.database_time - datetime.now(UTC)
+            return outcome
+        raise OutageError(f"lost {RETRIES_MAX} times in a row against other transactions")
+
+    async def _bury_refused(self, store: Store, message: Decoded, error: RefusedError) -> None:
+        """Move the rows that the database refuses to the dead letters; if it is none of them, the whole message."""
+        refused = await store.refused_frames(message) if message.packed else {}
+        if not refused:
+            message.bury("refused_by_database", str(error))
+            return
+        originals = frames_of(message.incoming)
+        for number, said in sorted(refused.items()):
+            message.dead.append(DeadLetter(number, "refused_by_database", said, originals[number]))
+        keep = [index for index, number in enumerate(message.frame_numbers) if number not in refused]
+        message.packed = [message.packed[index] for index in keep]
+        message.frame_numbers = [message.frame_numbers[index] for index in keep]
+
+    def _count(self, outcome: Outcome) -> None:
+        samples = 0
+        for message in outcome.new:
+            metrics.MESSAGES.labels("dead" if message.whole_dead else "stored").inc()
+            samples += len(message.packed)
+            for letter in message.dead:
+                metrics.DEAD.labels(letter.reason).inc()
+                log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)
+        if outcome.known:
+            metrics.MESSAGES.labels("known").inc(len(outcome.known))
+        metrics.SAMPLES.inc(samples)
+        metrics.COMMIT_SAMPLES.observe(samples)
+
+
+class _Hold:
+    """Runs a step until it succeeds. In an outage of the database: fetch nothing, keep what is in hand, bury nothing."""
+
+    def __init__(self, js: JetStreamContext, feed: Feed, settings: IngestSettings) -> None:
+        self._js = js
+        self._feed = feed
+        self._settings = settings
+
+    async def until(self, step: Callable[[], Awaitable[None]], in_hand: Sequence[Msg] = ()) -> bool:
+        """Return True once the step succeeded; False when the messages in hand were given back to other workers."""
+        try:
+            await step()
+        except OutageError as error:
+            log.warning("holding: the database can't be used", error=str(error), in_hand=len(in_hand))
+        else:
+            return True
+        metrics.HOLDS.inc()
+        metrics.HOLDING.set(1)
+        self._feed.paused = True
+        try:
+            return await self._wait(step, in_hand)
+        finally:
+            self._feed.paused = False
+            metrics.HOLDING.set(0)
+            log.info("hold is over")
+
+    async def _wait(self, step: Callable[[], Awaitable[None]], in_hand: Sequence[Msg]) -> bool:
+        backoff = Backoff(0.1, min(self._settings.hold_retry_ms_max, self._settings.ack_wait_ms / 4) / 1000)
+        others = await self._others_progress()
+        told_s = 0.0
+        given_back = False
+        while True:
+            if time.monotonic() - told_s > self._settings.ack_wait_ms / 3000:
+                told_s = time.monotonic()
+                if others != await self._others_progress():
+                    # Only this worker is cut off: others commit, let them have what is here.
+                    for message in (*(() if given_back else in_hand), *self._feed.give_up_waiting()):
+                        await message.nak()
+                    given_back = True
+                for message in (*(() if given_back else in_hand), *self._feed.waiting):
+                    await message.in_progress()
+            await asyncio.sleep(backoff.next_s())
+            if given_back and in_hand:
+                return False
+            try:
+                await step()
+            except OutageError:
+                continue
+            return not (given_back and in_hand)
+
+    async def _others_progress(self) -> int:
+        """Return a number that grows when some worker commits: writes of the leader to the watermark bucket."""
+        return (await self._js.stream_info(f"KV_{names.KV_WATERMARK}")).state.last_seq

@@ -1,0 +1,76 @@
+"""What is known of every machine: its newest sample, its state and since when. Pure: rows in, lists out."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from cncmon_api.models import Machine, MachineInfo, Sample
+
+OFFLINE: Final = "offline"
+
+
+@dataclass(slots=True)
+class Known:
+    """One machine. `since_open`: the beginning of its state is still to be searched in the database."""
+
+    id: str
+    site: str
+    edge: str
+    last: Sample | None = None
+    since: datetime | None = None
+    since_open: bool = False
+
+
+class Fleet:
+    """All machines by id. Times are the edges' clocks; only staleness compares them with ours."""
+
+    def __init__(self, stale_after: timedelta) -> None:
+        self.by_id: dict[str, Known] = {}
+        self._stale_after = stale_after
+
+    def set_machines(self, rows: list[tuple[str, str, str]]) -> None:
+        """Take over which machines there are, as (id, site, edge)."""
+        known = self.by_id
+        self.by_id = {}
+        for machine_id, site, edge in sorted(rows):
+            machine = known.get(machine_id) or Known(machine_id, site, edge)
+            machine.site, machine.edge = site, edge
+            self.by_id[machine_id] = machine
+
+    def add(self, machine_id: str, samples: list[Sample], *, cut: bool) -> None:
+        """Take over new samples of a machine, ascending and newer than the last. `cut`: older ones were left out."""
+        machine = self.by_id[machine_id]
+        if machine.last is None:
+            machine.since_open = True
+        elif cut:
+            # The state may have changed, and changed back, in what was left out.
+            machine.since_open = True
+            if samples[0].machine_state != machine.last.machine_state:
+                machine.since = None
+            machine.last = samples[0]
+        for sample in samples:
+            if machine.last is not None and sample.machine_state != machine.last.machine_state:
+                machine.since, machine.since_open = sample.timestamp, False
+            machine.last = sample
+
+    def open_states(self, limit: int) -> list[Known]:
+        """Return up to `limit` machines whose state's beginning is still to be searched."""
+        return [machine for machine in self.by_id.values() if machine.since_open][:limit]
+
+    def infos(self, now: datetime, only: frozenset[str] | None = None) -> list[MachineInfo]:
+        """Return the machines without samples, sorted by id; `only` these ids where given."""
+        return [MachineInfo(*self._head(m, now)) for m in self.by_id.values() if only is None or m.id in only]
+
+    def machines(self, now: datetime) -> list[Machine]:
+        """Return the machines with their newest samples, sorted by id."""
+        return [Machine(*self._head(machine, now), machine.last) for machine in self.by_id.values()]
+
+    def _head(self, machine: Known, now: datetime) -> tuple[str, str, str, Any, datetime | None, bool]:
+        last = machine.last
+        if last is None:
+            return machine.id, machine.site, machine.edge, OFFLINE, None, True
+        state, since = last.machine_state, machine.since
+        stale = now - last.timestamp > self._stale_after
+        if stale and state != OFFLINE:
+            state, since = "offline", last.timestamp
+        return machine.id, machine.site, machine.edge, state, since, stale

@@ -1,0 +1,149 @@
+"""What the API sends: one struct an answer. The bytes and the OpenAPI schemas are both made from these."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from cncmon_core.sample import MachineState
+
+Utc = Annotated[datetime, Meta(tz=True, description="RFC 3339, UTC, up to µs.")]
+State = Annotated[MachineState | None, Meta(description="null: a word that the data model doesn't know.")]
+Extra = str | float | bool | None
+
+
+class Sample(Struct, gc=False):
+    """What a machine did at one moment. The first twelve fields are always there, null meaning not available."""
+
+    machine_id: str
+    timestamp: Annotated[datetime, Meta(tz=True, description="When the controller answered, by the edge's clock.")]
+    temperature: Annotated[float | None, Meta(description="°C")]
+    spindle_speed: Annotated[float | None, Meta(description="rpm")]
+    x_pos_mm: Annotated[float | None, Meta(description="mm")]
+    y_pos_mm: Annotated[float | None, Meta(description="mm")]
+    z_pos_mm: Annotated[float | None, Meta(description="mm")]
+    feed_rate_actual: Annotated[float | None, Meta(description="mm/min")]
+    spindle_load_percent: Annotated[float | None, Meta(description="% of rated load")]
+    machine_state: State
+    active_program_line: int | None
+    total_power_kw: Annotated[float | None, Meta(description="kW")]
+    mode: str | UnsetType = UNSET
+    program: str | UnsetType = UNSET
+    part_count: int | UnsetType = UNSET
+    tool_number: int | UnsetType = UNSET
+    anomaly_score: float | UnsetType = UNSET
+    extras: Annotated[dict[str, Any] | UnsetType, Meta(description="Further values, by name.")] = UNSET
+
+
+class MachineInfo(Struct):
+    """A machine and its present state."""
+
+    id: str
+    site: str
+    edge: str
+    state: Annotated[MachineState | None, Meta(description="offline where stale; null: a word the API doesn't know.")]
+    state_since: Annotated[
+        datetime | None, Meta(tz=True, description="null: longer ago than was looked back, or not yet known.")
+    ]
+    stale: Annotated[bool, Meta(description="The last sample is older than stale_after_ms, or there is none.")]
+
+
+class Machine(MachineInfo):
+    """A machine, its present state and its newest sample."""
+
+    last_sample: Sample | None
+
+
+class MachineInfos(Struct):
+    """Data of the live event `machines`, sorted by id."""
+
+    now: Utc
+    machines: list[MachineInfo]
+
+
+class MachineList(Struct):
+    """All machines, sorted by id, and the API's clock to count ages from."""
+
+    now: Utc
+    machines: list[Machine]
+
+
+class SamplePage(Struct):
+    """Samples in ascending time."""
+
+    samples: list[Sample]
+    next_cursor: Annotated[str | None, Meta(description="Pass it as `cursor` for what follows; null: that was all.")]
+
+
+class Band(Struct):
+    """One field over all buckets; null: nothing was measured in that bucket."""
+
+    min: list[float | None]
+    mean: list[float | None]
+    max: list[float | None]
+
+
+class Series(Struct):
+    """Buckets of equal width over a range. A bucket without samples is there, with nulls."""
+
+    from_: Utc = msgspec.field(name="from")
+    to: Utc
+    bucket_ms: Annotated[int, Meta(ge=1, description="Width of a bucket in ms.")]
+    times: Annotated[list[int], Meta(description="Beginning of each bucket, ms since 1970.")]
+    fields: dict[str, Band]
+    states: Annotated[list[MachineState | None], Meta(description="The last state within each bucket.")]
+
+
+class LiveSamples(Struct):
+    """Data of the live event `samples`."""
+
+    now: Utc
+    samples: list[Sample]
+
+
+class LiveStatus(Struct):
+    """Data of the live event `status`."""
+
+    database: Annotated[str, Meta(pattern="^(ok|unavailable)$")]
+    message: Annotated[str, Meta(description="What is wrong and what to do; empty when ok.")]
+
+
+class DatabaseStatus(Struct):
+    """Whether the database answers."""
+
+    ok: bool
+    message: Annotated[str, Meta(description="What is wrong and what to do; empty when ok.")]
+
+
+class Status(Struct):
+    """How the API itself is."""
+
+    version: str
+    database: DatabaseStatus
+    machines: Annotated[int, Meta(description="Machines known.")]
+    live_clients: Annotated[int, Meta(description="Open live streams.")]
+
+
+class Problem(Struct):
+    """An error (RFC 9457)."""
+
+    type: Annotated[str, Meta(description="about:blank: the status says it all.")]
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    detail: Annotated[str, Meta(description="What is wrong and what is allowed or to be done.")]
+    instance: Annotated[str, Meta(description="The path that was asked for.")]
+
+
+ANSWERS: tuple[type[Struct], ...] = (
+    MachineList,
+    MachineInfos,
+    SamplePage,
+    Series,
+    LiveSamples,
+    LiveStatus,
+    Status,
+    Problem,
+)
+
+encode = msgspec.json.Encoder().encode

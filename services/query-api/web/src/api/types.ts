@@ -1,0 +1,73 @@
+/** The shapes that the query API sends. Times are RFC 3339 in UTC unless a name ends in `_ms` or says epoch ms. */
+
+export type StateWord = "running" | "idle" | "hold" | "alarm" | "offline";
+
+export interface Sample {
+  machine_id: string;
+  timestamp: string;
+  /** °C */
+  temperature: number | null;
+  /** rpm */
+  spindle_speed: number | null;
+  x_pos_mm: number | null;
+  y_pos_mm: number | null;
+  z_pos_mm: number | null;
+  /** mm/min */
+  feed_rate_actual: number | null;
+  spindle_load_percent: number | null;
+  machine_state: string | null;
+  active_program_line: number | null;
+  total_power_kw: number | null;
+  mode?: string;
+  program?: string;
+  part_count?: number;
+  tool_number?: number;
+  anomaly_score?: number;
+  extras?: Record<string, number | string | boolean>;
+}
+
+/** One entry of `GET /machines`; the SSE event `machines` sends the same without `last_sample`. */
+export interface MachineInfo {
+  id: string;
+  site: string | null;
+  edge: string | null;
+  /** null: a word that the API does not know */
+  state: string | null;
+  /** null: longer ago than the API looked back (1 h) */
+  state_since: string | null;
+  stale: boolean;
+  last_sample?: Sample | null;
+}
+
+export interface MachineList {
+  now: string;
+  machines: MachineInfo[];
+}
+
+export interface LiveSamples {
+  now: string;
+  samples: Sample[];
+}
+
+type Column = (number | null)[];
+
+/** `GET /machines/{id}/series`: buckets of `bucket_ms`, `times` are their starts in epoch ms; empty buckets hold nulls. */
+export interface Series {
+  from: string;
+  to: string;
+  bucket_ms: number;
+  times: number[];
+  fields: Record<string, { min: Column; mean: Column; max: Column }>;
+  states: (string | null)[];
+}
+
+/** The numeric fields that are charted or shown live. */
+export type NumericField =
+  | "temperature"
+  | "spindle_speed"
+  | "x_pos_mm"
+  | "y_pos_mm"
+  | "z_pos_mm"
+  | "feed_rate_actual"
+  | "spindle_load_percent"
+  | "total_power_kw";

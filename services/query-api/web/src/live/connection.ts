@@ -1,0 +1,122 @@
+/**
+ * The page's one live connection (SSE). A page says what it wants with `listen`; the connection recovers by itself:
+ * the browser re-opens a dropped stream, this module one that the browser has given up or that has gone silent.
+ */
+import { signal } from "@preact/signals";
+import { getMachines } from "../api/client";
+import type { LiveSamples, MachineList, Sample } from "../api/types";
+import { learnServerTime, serverNow } from "./clock";
+import { applyMachines, applySamples, fleet } from "./fleet";
+
+export type ConnectionState = "connecting" | "live" | "lost";
+
+export interface Connection {
+  state: ConnectionState;
+  /** When the connection was lost, epoch ms; null if there has been none yet. */
+  lostMs: number | null;
+}
+
+/** Silence after which the server is asked whether it is still there: two of its heartbeats, which scripts can't see. */
+const SILENCE_MS = 20_000;
+const REOPEN_MS_MIN = 2_000;
+const REOPEN_MS_MAX = 15_000;
+
+export const connection = signal<Connection>({ state: "connecting", lostMs: null });
+/** Counts up when the connection is back after a loss: history on the page has a hole then and should be read again. */
+export const recoveries = signal(0);
+
+let source: EventSource | null = null;
+let wantedQuery = "";
+let onSamples: ((samples: readonly Sample[]) => void) | null = null;
+let lastEventMs = 0;
+let reopenMs = REOPEN_MS_MIN;
+let reopenTimer: ReturnType<typeof setTimeout> | undefined;
+
+function markLive(): void {
+  lastEventMs = Date.now();
+  reopenMs = REOPEN_MS_MIN;
+  const before = connection.peek();
+  if (before.state === "live") return;
+  connection.value = { state: "live", lostMs: null };
+  if (before.state === "lost") recoveries.value++;
+}
+
+function markLost(): void {
+  const before = connection.peek();
+  if (before.state === "lost") return;
+  connection.value = { state: "lost", lostMs: before.state === "live" ? serverNow() : null };
+}
+
+function scheduleReopen(): void {
+  clearTimeout(reopenTimer);
+  reopenTimer = setTimeout(open, reopenMs * (0.75 + Math.random() / 2));
+  reopenMs = Math.min(reopenMs * 2, REOPEN_MS_MAX);
+}
+
+function parse<T>(event: MessageEvent<string>): T {
+  markLive();
+  return JSON.parse(event.data) as T;
+}
+
+function open(): void {
+  source?.close();
+  clearTimeout(reopenTimer);
+  const query = wantedQuery;
+  const opened = new EventSource(`/api/v1/live?${query}`);
+  source = opened;
+  lastEventMs = Date.now();
+  opened.addEventListener("open", markLive);
+  opened.addEventListener("machines", (event) => {
+    const list = parse<MachineList>(event);
+    learnServerTime(list.now);
+    applyMachines(fleet, list, !query.includes("machines="));
+  });
+  opened.addEventListener("samples", (event) => {
+    const news = parse<LiveSamples>(event);
+    learnServerTime(news.now);
+    applySamples(fleet, news.samples);
+    onSamples?.(news.samples);
+  });
+  opened.addEventListener("error", () => {
+    if (source !== opened) return;
+    markLost();
+    if (opened.readyState === EventSource.CLOSED) scheduleReopen();
+  });
+}
+
+/** Asks the server for a sign of life when the stream has been silent; re-opens the stream if there is none. */
+async function checkSilence(silenceMs: number): Promise<void> {
+  if (connection.peek().state !== "live" || Date.now() - lastEventMs < silenceMs) return;
+  lastEventMs = Date.now();
+  try {
+    const list = await getMachines(AbortSignal.timeout(5_000));
+    applyMachines(fleet, list, true);
+  } catch {
+    markLost();
+    open();
+  }
+}
+
+/**
+ * What the current page wants live: the newest sample of every machine (null), or every sample of one machine.
+ * `receive` also gets the samples themselves. Returns the function that ends `receive`.
+ */
+export function listen(machine: string | null, receive: ((samples: readonly Sample[]) => void) | null): () => void {
+  const query = machine === null ? "every=latest" : `every=all&machines=${encodeURIComponent(machine)}`;
+  onSamples = receive;
+  if (query !== wantedQuery || !source) {
+    wantedQuery = query;
+    open();
+  }
+  return () => {
+    if (onSamples === receive) onSamples = null;
+  };
+}
+
+/** Starts watching for silence; called once at start. */
+export function startConnection(): void {
+  setInterval(() => void checkSilence(SILENCE_MS), 5_000);
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) void checkSilence(3_000); // a phone may have frozen the page meanwhile
+  });
+}

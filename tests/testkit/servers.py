@@ -1,0 +1,132 @@
+"""Real servers as context managers: start, wait until they answer, kill -9 and restart at will, stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+
+from cncmon_standalone.embedded import nats, postgres
+from cncmon_standalone.embedded.process import Command, die_with_parent, free_port
+
+START_S_MAX = 30.0
+
+
+class Server:
+    """One running server process that a test may kill and start again on the same data and port."""
+
+    def __init__(self, command: Command, port: int, log: Path) -> None:
+        self.command = command
+        self.port = port
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = self.command
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command.argv,
+                cwd=command.cwd,
+                user=command.uid,
+                group=command.gid,
+                extra_groups=None if command.uid is None else [],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_S_MAX
+        while time.monotonic() < deadline:
+            if self._process and self._process.poll() is not None:
+                # PostgreSQL after kill -9 waits for the dead server's children; starting again is what a supervisor does.
+                time.sleep(0.2)
+                return self.start()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return None
+            time.sleep(0.02)
+        raise TimeoutError(f"{self.command.name} does not listen on {self.port}: {self._log.read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """kill -9 the server and what it forked."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(self.command.stop_signal)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def pause(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def running_nats(folder: Path) -> Iterator[Server]:
+    port = free_port()
+    server = Server(nats.command(folder / "nats", port), port, folder / "nats.log")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Postgres(Server):
+    """A PostgreSQL server; `dsn` is its maintenance database's URL."""
+
+    def __init__(self, cluster: postgres.PostgresCluster, log: Path) -> None:
+        super().__init__(cluster.prepare(), cluster.port, log)
+        self.dsn = cluster.dsn.rsplit("/", 1)[0] + "/postgres"
+
+    def _wait(self) -> None:
+        super()._wait()
+        deadline = time.monotonic() + START_S_MAX
+        while True:
+            try:
+                asyncio.run(self._ask())
+            except (OSError, asyncpg.PostgresError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    async def _ask(self) -> None:
+        connection = await asyncpg.connect(self.dsn, timeout=5)
+        await connection.close()
+
+
+@contextlib.contextmanager
+def running_postgres(settings: dict[str, str] | None = None) -> Iterator[Postgres]:
+    # Not pytest's folder: that one is closed to the user whom PostgreSQL runs as under root.
+    with tempfile.TemporaryDirectory(prefix="cncmon-pg-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = Postgres(postgres.PostgresCluster(folder / "pg", free_port(), settings), folder / "postgres.log")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
