@@ -1,0 +1,40 @@
+"""A record of what the agent accepted and what the stream acknowledged, for those who check the promise from outside."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from cncmon_agent.batch import Batch
+
+Mark = tuple[str, int | None, datetime]
+"""machine_id, poll counter where the machine has one, timestamp."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class AcceptedLog:
+    """JSON lines: `{"epoch","seq","kind","base","samples"}` at acceptance, `{"epoch","seq","acked"}` at the PubAck.
+
+    Each line is given to the operating system at once, so that it survives a kill -9 of the agent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = path.open("ab", buffering=0)
+
+    def accepted(self, batch: Batch, marks: list[Mark]) -> None:
+        """Record a batch that the buffer has taken."""
+        name = batch.identity
+        line = {"epoch": name.epoch, "seq": name.seq, "kind": name.kind, "base": name.base, "samples": marks}
+        self._file.write(_encode(line) + b"\n")
+
+    def acked(self, batch: Batch, stream_seq: int) -> None:
+        """Record that the stream has a batch."""
+        line = {"epoch": batch.identity.epoch, "seq": batch.identity.seq, "acked": stream_seq}
+        self._file.write(_encode(line) + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

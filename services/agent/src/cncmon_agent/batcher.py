@@ -1,0 +1,111 @@
+"""Cuts samples into batches and appends them to the buffer: the moment at which they are accepted."""
+
+import asyncio
+import time
+from datetime import datetime
+
+from prometheus_client import Counter
+
+from cncmon_agent.accepted_log import AcceptedLog, Mark
+from cncmon_agent.batch import make
+from cncmon_agent.buffer import Buffer
+from cncmon_agent.settings import AgentSettings
+from cncmon_core import logs
+from cncmon_core.identity import Kind
+from cncmon_core.sample import Sample, encode_sample
+
+log = logs.get(__name__)
+
+ACCEPTED = Counter("cncmon_edge_samples_accepted", "Samples taken into the buffer.")
+REFUSED = Counter("cncmon_edge_samples_refused", "Samples not taken because the buffer was full.")
+BATCHES = Counter("cncmon_edge_batches", "Batches cut.", ["kind"])
+
+COUNTER_EXTRA = "poll_counter"
+"""The extra by which a sample of a simulated machine is found again in the simulator's own log."""
+
+
+class Batcher:
+    """Collects samples of one epoch. Not for use from several threads."""
+
+    def __init__(self, settings: AgentSettings, epoch: int, buffer: Buffer, record: AcceptedLog | None) -> None:
+        self._settings = settings
+        self._epoch = epoch
+        self._buffer = buffer
+        self._record = record
+        self._frames: list[bytes] = []
+        self._marks: list[Mark] = []
+        self._bytes = 0
+        self._base = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._refusing = False
+        self.online = False
+        self.appended = asyncio.Event()
+
+    @property
+    def samples(self) -> int:
+        """Samples of this epoch accepted so far."""
+        return self._base
+
+    def add(self, sample: Sample) -> None:
+        """Add a sample to the batch that is being collected, and cut it where it is full."""
+        frame = encode_sample(sample)
+        if self._bytes + len(frame) > self._settings.batch_bytes_max:
+            self.cut()
+        self._frames.append(frame)
+        self._bytes += len(frame) + 4
+        if self._record is not None:
+            self._marks.append(_mark(sample))
+        if len(self._frames) >= self._settings.batch_frames_max:
+            self.cut()
+        elif self._timer is None:
+            linger_ms = self._settings.linger_ms if self.online else self._settings.linger_offline_ms
+            self._timer = asyncio.get_running_loop().call_later(linger_ms / 1000, self.cut)
+
+    def go(self, *, online: bool) -> None:
+        """Linger shortly while there is a connection, longer while there is none."""
+        self.online = online
+
+    def cut(self) -> None:
+        """Append what is collected as one batch."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._frames:
+            return
+        frames, marks = self._frames, self._marks
+        self._frames, self._marks, self._bytes = [], [], 0
+        if self._append("samples", frames, marks):
+            self._base += len(frames)
+            ACCEPTED.inc(len(frames))
+        else:
+            REFUSED.inc(len(frames))
+
+    def add_events(self, frames: list[bytes]) -> int | None:
+        """Append events as a batch of their own; return its seq, or None where the buffer is full."""
+        self.cut()
+        _, seq = self._buffer.range()
+        return seq if self._append("events", frames, []) else None
+
+    def _append(self, kind: Kind, frames: list[bytes], marks: list[Mark]) -> bool:
+        _, seq = self._buffer.range()
+        batch = make(self._epoch, seq, self._base, kind, frames, self._settings.compression_level, time.monotonic())
+        if not self._buffer.append(batch):
+            if not self._refusing:
+                log.error(
+                    "the buffer is full: samples are refused until it drains", batches=self._buffer.stats().batches
+                )
+            self._refusing = True
+            return False
+        if self._refusing:
+            log.info("the buffer has room again")
+            self._refusing = False
+        BATCHES.labels(kind).inc()
+        if self._record is not None:
+            self._record.accepted(batch, marks)
+        self.appended.set()
+        return True
+
+
+def _mark(sample: Sample) -> tuple[str, int | None, datetime]:
+    counter = sample.extras.get(COUNTER_EXTRA) if sample.extras else None
+    return sample.machine_id, counter, sample.timestamp

@@ -1,0 +1,40 @@
+"""`cncmon-agent`: reads this edge's machines and ships what they say. All settings come from the environment."""
+
+import argparse
+import asyncio
+import sys
+
+from cncmon_agent.agent import Agent
+from cncmon_agent.settings import AgentSettings
+from cncmon_core import nats_link, service, settings
+from cncmon_core.monitor import Health
+
+
+async def run_agent(health: Health, stop: asyncio.Event) -> None:
+    """Build the agent from its settings and run it."""
+    ours = settings.load(AgentSettings, "AGENT")
+    link = nats_link.NatsLink(settings.load(nats_link.NatsSettings, "NATS"), f"cncmon-agent {ours.site}.{ours.edge}")
+    agent = Agent(ours, link)
+    health.ready_when("nats", link.check)
+    health.ready_when("stream", lambda: agent.publisher.stream_error)
+    await agent.run(stop)
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="cncmon-agent", description=__doc__, epilog=_epilog())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args()
+    try:
+        sys.exit(service.run("agent", run_agent))
+    except OSError as error:
+        sys.exit(f"cncmon-agent: the data folder can't be used: {error}")
+
+
+def _epilog() -> str:
+    rows = [*settings.describe(AgentSettings, "AGENT"), *settings.describe(nats_link.NatsSettings, "NATS")]
+    return "settings:\n" + "\n".join(f"  {name}={default}\n      {text}" for name, default, text in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Settings of the agent (`CNCMON_AGENT_…`)."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from cncmon_core.machine import Name
+
+
+class AgentSettings(Struct, frozen=True):
+    """Who this agent is, what it reads, and the bounds of what it keeps."""
+
+    site: Annotated[Name, Meta(description="The plant; part of the subject.")] = "default"
+    edge: Annotated[Name, Meta(description="This agent; part of the subject.")] = "edge"
+    machines: Annotated[
+        tuple[str, ...],
+        Meta(description="YAML files or folders of Machine documents; those of this site and edge are read."),
+    ] = ()
+    data_dir: Annotated[str, Meta(description="Folder for what must survive a restart.")] = "./data/agent"
+    accepted_log: Annotated[
+        str, Meta(description="File that records every accepted batch, for proofs; empty: no record.")
+    ] = ""
+    linger_ms: Annotated[int, Meta(ge=1, le=10_000, description="A batch is cut this long after its first sample.")] = (
+        100
+    )
+    linger_offline_ms: Annotated[
+        int, Meta(ge=1, le=60_000, description="The same while there is no connection: fewer, larger batches.")
+    ] = 2000
+    batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="Samples in a batch at most.")] = 500
+    batch_bytes_max: Annotated[
+        int, Meta(ge=1024, le=512 << 10, description="Bytes of a batch before compression, at most.")
+    ] = 256 << 10
+    buffer_bytes_max: Annotated[
+        int,
+        Meta(ge=1 << 20, description="Memory for batches that are not in the database yet; then samples are refused."),
+    ] = 16 << 20
+    buffer_batches_max: Annotated[int, Meta(ge=16, description="Batches in the buffer at most.")] = 65_536
+    compression_level: Annotated[int, Meta(ge=1, le=19, description="zstd level of live batches.")] = 1
+    in_flight_max: Annotated[
+        int, Meta(ge=1, le=4000, description="Batches published and not acknowledged, at most.")
+    ] = 64
+    ack_timeout_ms: Annotated[int, Meta(ge=100, description="Published again when not acknowledged for so long.")] = (
+        5000
+    )
+    refused_retry_ms: Annotated[
+        int, Meta(ge=100, description="Pause after NATS refused a batch (no stream, stream full).")
+    ] = 1000
+    duplicate_window_s: Annotated[
+        int, Meta(ge=1, description="The stream's duplicate window: nothing lost is sent again within it.")
+    ] = 120
+    watermark_poll_ms: Annotated[
+        int, Meta(ge=100, description="The watermark is asked for this often, beside being told.")
+    ] = 5000
+    heartbeat_ms: Annotated[int, Meta(ge=100, description="Time between two heartbeats.")] = 5000
+    state_save_ms: Annotated[int, Meta(ge=100, description="Time between two writes of the epochs file.")] = 5000
+    offline_after_failures: Annotated[
+        int, Meta(ge=1, description="Polls that must fail in a row before a machine is offline.")
+    ] = 3
+    offline_report_ms: Annotated[int, Meta(ge=100, description="An offline machine is reported this often.")] = 5000
+    retry_delay_ms_max: Annotated[
+        int, Meta(ge=100, description="Longest wait between tries of an offline machine.")
+    ] = 10_000
+    drain_s_max: Annotated[
+        float, Meta(ge=0, le=9, description="At a stop, how long to wait for what is not delivered.")
+    ] = 6.0
