@@ -7,9 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 from nats.aio.client import Client
-from testkit.ingest import drained, frame, prepare, publish_plain, running_ingest, settings_for, until
 
 from cncmon_core.frames import join
+from testkit.ingest import drained, frame, prepare, publish_plain, running_ingest, settings_for, until
 
 
 def _soon(**delta: float) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 from nats.aio.client import Client
-from testkit.parts import REQUIRED, missing_part
-from testkit.servers import Postgres, Server, running_nats, running_postgres
 
 from cncmon_ingest.migrate import migrate
+from testkit.parts import REQUIRED, missing_part
+from testkit.servers import Postgres, Server, running_nats, running_postgres
 
 _numbers = itertools.count(1)
 

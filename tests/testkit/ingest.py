@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nats.aio.client import Client
+from nats.js.errors import NotFoundError
 
 from cncmon_core import frames, identity, names, nats_link
 from cncmon_core.identity import Identity
@@ -126,5 +127,8 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20)
 
 async def drained(client: Client) -> bool:
     """Whether every message of the stream is acknowledged."""
-    info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+    try:
+        info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+    except NotFoundError:
+        return False
     return not info.num_pending and not info.num_ack_pending

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -30,31 +30,42 @@ class Event:
     data: Any
 
 
-@dataclass
 class Stream:
-    """An open live stream."""
+    """An open live stream, read by a task of its own: giving up waiting must not close it."""
 
-    lines: AsyncIterator[str]
-    comments: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.comments: list[str] = []
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def read(self, lines: AsyncIterator[str]) -> None:
+        kind = ""
+        with contextlib.suppress(httpx.TransportError):
+            async for line in lines:
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    self._events.put_nowait(Event(kind, msgspec.json.decode(line.removeprefix("data: "))))
+                elif line:
+                    self.comments.append(line)
+        self._events.put_nowait(None)
 
     async def event(self, name: str | None = None, timeout: float = 10) -> Event:
         """Return the next event (of that name)."""
         async with asyncio.timeout(timeout):
-            kind = ""
-            async for line in self.lines:
-                if line.startswith("event: "):
-                    kind = line.removeprefix("event: ")
-                elif line.startswith("data: "):
-                    if name in (None, kind):
-                        return Event(kind, msgspec.json.decode(line.removeprefix("data: ")))
-                elif line:
-                    self.comments.append(line)
+            while (event := await self._events.get()) is not None:
+                if name in (None, event.name):
+                    return event
         raise AssertionError("the stream ended")
+
+    async def database_ok(self) -> None:
+        """Wait until the stream says that the database is back; until then it may give changing reasons."""
+        while (await self.event("status", 20)).data != {"database": "ok", "message": ""}:
+            pass
 
     async def ended(self, timeout: float = 10) -> None:
         """Wait for the end of the stream."""
         async with asyncio.timeout(timeout):
-            async for _ in self.lines:
+            while await self._events.get() is not None:
                 pass
 
 
@@ -76,11 +87,28 @@ class Api:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    async def metric(self, name: str) -> float:
+        """Return a metric without labels."""
+        lines = (await self.get("/metrics")).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    async def machines(self) -> list[dict[str, Any]]:
+        """Return the list of machines as it is after what was stored until now."""
+        await asyncio.sleep(0.1)  # two ticks
+        machines: list[dict[str, Any]] = (await self.json("/api/v1/machines"))["machines"]
+        return machines
+
     @contextlib.asynccontextmanager
     async def live(self, **params: Any) -> AsyncIterator[Stream]:
         async with self.http.stream("GET", "/api/v1/live", params=params) as answer:
             assert answer.status_code == 200, await answer.aread()
-            yield Stream(answer.aiter_lines())
+            stream = Stream()
+            reading = asyncio.create_task(stream.read(answer.aiter_lines()))
+            try:
+                yield stream
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
 
 StartApi = Callable[..., Awaitable[Api]]

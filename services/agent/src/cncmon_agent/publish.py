@@ -160,7 +160,7 @@ class Publisher:
         while True:
             try:
                 message = await js.get_last_msg(stream, key, direct=True)
-            except (nats.js.errors.Error, TimeoutError):
+            except (nats.js.errors.Error, nats.errors.NoRespondersError, TimeoutError):
                 # No bucket or no key yet: unknown, which is not zero.
                 message = None
             if message is not None and message.data:

@@ -49,9 +49,15 @@ class Feed:
         )
 
     async def close(self) -> list[Msg]:
-        """Stop; return the messages that arrived and were never taken."""
-        if self._subscription is not None and not self._client.is_closed:
-            await self._subscription.unsubscribe()
+        """Withdraw the pull request; return the messages that arrived and were never taken.
+
+        Drained, not just unsubscribed: what the server sent before it heard of it still arrives and is returned.
+        """
+        subscription, self._subscription = self._subscription, None
+        self._request += 1
+        self._missing = 0
+        if subscription is not None and not self._client.is_closed:
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
         left = list(self._queue)
         self._queue.clear()
         return left
@@ -64,12 +70,6 @@ class Feed:
     def wake(self) -> None:
         """End a `take` that waits."""
         self._arrived.set()
-
-    def give_up_waiting(self) -> list[Msg]:
-        """Take everything out of the queue without handling it."""
-        left = list(self._queue)
-        self._queue.clear()
-        return left
 
     async def take(self, timeout_s: float) -> list[Msg]:
         """Return what has arrived, at most `fetch_messages`, waiting for the first up to `timeout_s`; may be empty.
@@ -92,6 +92,8 @@ class Feed:
 
     async def _ask(self) -> None:
         """Send a pull request where none is under way and the queue has room."""
+        if self._subscription is None:
+            await self.open()
         if self._missing > 0 or self.paused or len(self._queue) >= self._settings.fetch_messages:
             return
         self._request += 1

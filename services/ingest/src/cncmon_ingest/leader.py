@@ -13,7 +13,7 @@ from typing import NamedTuple
 import asyncpg
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from cncmon_core import logs, names
@@ -206,8 +206,7 @@ class _Teller:
     async def _read(self, key: str) -> tuple[int, Watermark | None]:
         try:
             entry = await self._bucket.get(key)
-        except KeyDeletedError as error:
-            return error.entry.revision or 0, None
-        except KeyNotFoundError:
-            return 0, None
+        except KeyNotFoundError as error:
+            # A deleted key leaves a marker, whose revision the next write must name.
+            return (error.entry.revision or 0) if error.entry else 0, None
         return entry.revision or 0, decode_watermark(entry.value) if entry.value else None

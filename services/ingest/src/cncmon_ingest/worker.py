@@ -23,6 +23,8 @@ log = logs.get(__name__)
 RETRIES_MAX = 10
 """Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
 TAKE_S = 1.0
+ORPHANS_S_MAX = 5.0
+"""How long what was in hand when NATS went away may take to be committed."""
 
 
 class Worker:
@@ -34,6 +36,7 @@ class Worker:
         self._store: Store | None = None
         self._stream_created = datetime.min.replace(tzinfo=UTC)
         self._offset = timedelta(0)
+        self._in_hand: list[Msg] = []
         self._problem: str | None = "not started yet"
 
     def check(self) -> str | None:
@@ -60,6 +63,9 @@ class Worker:
                 await hold.until(self._connected)
                 if messages := await feed.take(TAKE_S):
                     await self._handle(messages, hold)
+        except asyncio.CancelledError:
+            await self._commit_orphans([*self._in_hand, *feed.waiting])
+            raise
         finally:
             waking.cancel()
             left = await feed.close()
@@ -90,7 +96,21 @@ class Worker:
             store, self._store = self._store, None
             await store.close()
 
+    async def _commit_orphans(self, messages: list[Msg]) -> None:
+        """The connection to NATS is gone: nothing can be acknowledged, yet what is here need not wait to be sent again.
+
+        It will be delivered a second time, and the ledger knows it then.
+        """
+        if not messages:
+            return
+        try:
+            async with asyncio.timeout(ORPHANS_S_MAX):
+                await self._commit([self._decode(message) for message in messages])
+        except (OutageError, TimeoutError) as error:
+            log.info("left to be delivered again", messages=len(messages), reason=str(error))
+
     async def _handle(self, messages: list[Msg], hold: "_Hold") -> None:
+        self._in_hand = messages
         decoded = [self._decode(message) for message in messages]
         by_message = {id(item): message for item, message in zip(decoded, messages, strict=True)}
 
@@ -102,6 +122,7 @@ class Worker:
                 message = by_message[id(item)]
                 # Committed: what could not be decoded at all need never come again.
                 await (message.term() if item.whole_dead else message.ack())
+        self._in_hand = []
 
     def _decode(self, message: Msg) -> Decoded:
         metadata = message.metadata
@@ -222,7 +243,8 @@ class _Hold:
                 told_s = time.monotonic()
                 if others != await self._others_progress():
                     # Only this worker is cut off: others commit, let them have what is here.
-                    for message in (*(() if given_back else in_hand), *self._feed.give_up_waiting()):
+                    # The pull request goes first, or the server would send the same messages here again.
+                    for message in (*await self._feed.close(), *(() if given_back else in_hand)):
                         await message.nak()
                     given_back = True
                 for message in (*(() if given_back else in_hand), *self._feed.waiting):

@@ -57,7 +57,7 @@ def build(settings: ApiSettings, health: Health, database: Database, hub: Hub, p
     )
     state = app.state
     state.settings, state.health, state.database, state.hub, state.poller = settings, health, database, hub, poller
-    state.site = page.Site()
+    state.site = page.Site(page.STATIC)
     health.ready_when("database", lambda: database.trouble)
     problems.install(app)
     openapi.install(app)

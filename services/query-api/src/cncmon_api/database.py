@@ -135,6 +135,7 @@ class Database:
             if isinstance(error, TimeoutError | asyncio.CancelledError):
                 connection.terminate()
             if isinstance(error, TimeoutError):
+                await pool.expire_connections()
                 raise self._down("it has stopped answering", error) from error
             raise
         finally:

@@ -43,9 +43,7 @@ class MachineInfo(Struct):
     site: str
     edge: str
     state: Annotated[MachineState | None, Meta(description="offline where stale; null: a word the API doesn't know.")]
-    state_since: Annotated[
-        datetime | None, Meta(tz=True, description="null: longer ago than was looked back, or not yet known.")
-    ]
+    state_since: Annotated[Utc | None, Meta(description="null: longer ago than was looked back, or not yet known.")]
     stale: Annotated[bool, Meta(description="The last sample is older than stale_after_ms, or there is none.")]
 
 

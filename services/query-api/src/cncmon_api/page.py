@@ -33,7 +33,7 @@ class File:
 class Site:
     """The built files by path; read again when `index.html` has changed."""
 
-    def __init__(self, folder: Path = STATIC) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._built_ns = 0
         self._files: dict[str, File] = {}

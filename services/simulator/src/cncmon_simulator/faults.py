@@ -108,16 +108,17 @@ class FaultSet:
             self._faults.pop(kind, None)
 
     def active(self) -> dict[Kind, Fault]:
-        """Return the faults whose time has not run out."""
+        """Return the faults whose time has not run out. Changes nothing: health and metrics ask from another thread."""
         now = time.monotonic()
-        for kind in [kind for kind, (_, until) in self._faults.items() if until is not None and until <= now]:
-            del self._faults[kind]
-        return {kind: fault for kind, (fault, _) in self._faults.items()}
+        return {kind: fault for kind, (fault, until) in list(self._faults.items()) if until is None or now < until}
 
     def throw(self) -> dict[Kind, Fault]:
-        """Return the faults that hit one poll."""
+        """Return the faults that hit one poll, and forget those whose time has run out."""
+        active = self.active()
+        for kind in self._faults.keys() - active.keys():
+            del self._faults[kind]
         return {
             kind: fault
-            for kind, fault in self.active().items()
+            for kind, fault in active.items()
             if fault.probability >= 1 or self._random.random() < fault.probability
         }

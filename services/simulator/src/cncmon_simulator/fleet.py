@@ -52,6 +52,7 @@ class Fleet:
             self.machines[name] = Machine(name, behaviour, self.registers, self.story_s, settings.seed)
         self._listeners = self._make_listeners()
         self._log: PollLog | None = None
+        self._switching = asyncio.Lock()
 
     def story_s(self) -> float:
         """Return the seconds since start, in the story's time."""
@@ -181,20 +182,23 @@ class Fleet:
         """Open and close sockets so that they match the faults `off`; a shared socket stays open."""
         if self.settings.addressing == "unit_ids":
             return
-        for name, machine in self.machines.items():
-            listener = self._listeners[name]
-            if machine.is_off and listener.is_open:
-                await listener.close()
-            elif not machine.is_off and not listener.is_open:
-                try:
-                    await listener.open()
-                except OSError as error:
-                    log.error(
-                        "a machine can't be switched on, trying again",
-                        machine=name,
-                        port=listener.port,
-                        error=str(error),
-                    )
+        async with self._switching:
+            for name, machine in self.machines.items():
+                await self._match(machine, self._listeners[name])
+
+    async def _match(self, machine: Machine, listener: Listener) -> None:
+        if machine.is_off and listener.is_open:
+            await listener.close()
+        elif not machine.is_off and not listener.is_open:
+            try:
+                await listener.open()
+            except OSError as error:
+                log.error(
+                    "a machine can't be switched on, trying again",
+                    machine=machine.name,
+                    port=listener.port,
+                    error=str(error),
+                )
 
 
 def _always(machine: Machine) -> Route:

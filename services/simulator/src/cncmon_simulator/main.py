@@ -1,10 +1,14 @@
 """`cncmon-simulator`: the simulated machines as a service of its own."""
 
 import asyncio
+import gc
 import sys
+
+from prometheus_client import REGISTRY
 
 from cncmon_core import logs, service, settings
 from cncmon_core.monitor import Health
+from cncmon_simulator.metrics import FleetMetrics
 from cncmon_simulator.service import running
 from cncmon_simulator.settings import SECTION, Settings
 
@@ -26,6 +30,9 @@ async def _main(health: Health, stop: asyncio.Event) -> None:
             first_port=port,
             control_port=simulator.control_port,
         )
+        REGISTRY.register(FleetMetrics(fleet))
+        # What exists now stays; the collector need not walk through hundreds of machines again and again.
+        gc.freeze()
         await simulator.until(stop)
     log.info("stopped")
 

@@ -1,8 +1,8 @@
 """A Modbus TCP server connection (Modbus Messaging on TCP/IP V1.0b, Modbus Application Protocol V1.1b3).
 
 Not pymodbus's server: that one gives a late answer the transaction id of whatever request came last on the connection,
-loses the second of two requests that arrive in one segment, and takes six times the processor time. The tests read with
-pymodbus's client.
+loses the second of two requests that arrive in one segment, and takes several times the processor time. The tests read
+with pymodbus's client.
 """
 
 import asyncio

@@ -4,8 +4,9 @@ A line is `{"machine_id", "counter", "t_ns", "values": {...}}` and, where a faul
 
 * `counter`: the value of the register `poll_counter` in the answer; +1 each poll of that machine.
 * `t_ns`: wall clock in nanoseconds since 1970 when the values were taken.
-* `values`: every signal of the profile by name, as a correct reader must get it: raw * scale + offset, words for
-  enumerations, true or false for bits, null where the registers hold no usable value (NaN, infinity, an unknown state).
+* `values`: every signal of the profile by name, as a correct reader must get it: the float nearest to raw * scale, plus
+  offset (raw itself for scale 1 and offset 0); words for enumerations, true or false for bits, null where the registers
+  hold no usable value (NaN, infinity, an unknown state).
 * `fault`: the names of the faults, joined by `+`, that kept the answer back, delayed it, or changed it.
 """
 

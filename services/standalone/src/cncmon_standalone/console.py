@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +23,7 @@ class Progress:
         self._console = console
         self._said_s = time.monotonic()
         self._status = ""
+        self._unread = False
         self._busy: dict[str, float] = {}
         self._seen: set[str] = set()
 
@@ -43,6 +46,11 @@ class Progress:
             case _:
                 pass
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a line can be overwritten."""
+        return self._console.is_terminal
+
     def ok(self, name: str, text: str, seconds: float | None = None) -> None:
         """Print what has been done."""
         took = "" if seconds is None else f" [dim]{seconds:.1f} s[/]"
@@ -55,13 +63,14 @@ class Progress:
     def line(self, markup: str = "") -> None:
         """Print a line above the status line."""
         self._clear()
-        self._console.print(markup, highlight=False, soft_wrap=True)
+        with self._stopping_when_unread():
+            self._console.print(markup, highlight=False, soft_wrap=True)
         self._said_s = time.monotonic()
         self._draw()
 
     def status(self, text: str) -> None:
         """Show a line that is overwritten; where there is no terminal, print it."""
-        if self._console.is_terminal:
+        if self.is_terminal:
             self._clear()
             self._status = text
             self._draw()
@@ -83,9 +92,19 @@ class Progress:
             self._write(self._status[: max(20, self._console.width - 1)])
 
     def _write(self, text: str) -> None:
-        file = self._console.file
-        file.write(text)
-        file.flush()
+        with self._stopping_when_unread():
+            self._console.file.write(text)
+            self._console.file.flush()
+
+    @contextlib.contextmanager
+    def _stopping_when_unread(self) -> Iterator[None]:
+        """Stop in order when the terminal is closed or the reading program leaves (`cncmon demo | head`)."""
+        try:
+            yield
+        except OSError:
+            if not self._unread:
+                self._unread = True
+                os.kill(os.getpid(), signal.SIGTERM)
 
     @contextlib.asynccontextmanager
     async def never_silent(self, doing: str) -> AsyncIterator[None]:
@@ -105,6 +124,14 @@ class Progress:
                 self.line(f"  [dim]… {escape(what)}, {time.monotonic() - began:.0f} s[/]")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the caller decide; rich would exit on the spot and leave processes behind."""
+        # So that Python's own flush at exit finds somewhere to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise BrokenPipeError
+
+
 def for_people(*, to_stderr: bool = False) -> Console:
     """Return the console for progress and tables; standard error where standard output is for programs."""
-    return Console(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
+    return _Console(file=sys.stderr if to_stderr else sys.stdout, highlight=False)

@@ -99,7 +99,7 @@ def _try_lock(lock: int, kind: int) -> bool:
 
 
 def default_folder() -> Path:
-    """Return where data lie without --data: the user's data folder, or a system one where PostgreSQL can't enter that."""
+    """Return where data lie without --data: the user's data folder, or a system one where PostgreSQL can't go."""
     import platformdirs
 
     own = platformdirs.user_data_path("cncmon")

@@ -4,8 +4,12 @@ import errno
 import random
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cncmon_standalone.errors import InUseError, PartError
+
+if TYPE_CHECKING:
+    import psutil
 
 # Below the range from which kernels draw ports of outgoing connections (32768-60999 on Linux, RFC 6335's 49152-65535),
 # and below Kubernetes' NodePorts (30000-32767): a port kept for a part that is being restarted stays free.
@@ -28,9 +32,7 @@ def check(wanted: list[WantedPort]) -> None:
     for want in wanted:
         if want.port in by_port:
             other = by_port[want.port]
-            problems.append(
-                f"port {want.port} is wanted twice, by {other.option} and {want.option}: give them different ones"
-            )
+            problems.append(f"{other.option} and {want.option} both say {want.port}: give them different ports")
         by_port[want.port] = want
         why = why_not(want.port)
         if why:
@@ -61,18 +63,25 @@ def listener(port: int) -> str:
     import psutil
 
     try:
-        found = [
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-        ]
+        open_sockets = psutil.net_connections("tcp")
     except psutil.AccessDenied:
-        found = []
-    for pid in found:
+        open_sockets = []
+    for pid in [s.pid for s in open_sockets if s.status == psutil.CONN_LISTEN and s.laddr and s.laddr.port == port]:
         if pid is not None:
             try:
-                return f"{psutil.Process(pid).name()}, pid {pid}"
+                return f"{_name_of(psutil.Process(pid))}, pid {pid}"
             except psutil.Error:
                 return f"pid {pid}"
     return "a program of another user"
+
+
+def _name_of(process: "psutil.Process") -> str:
+    """Return a process's name; for Python what it runs, since that says more."""
+    name: str = process.name()
+    argv = process.cmdline()
+    if name.startswith("python") and "-m" in argv[:-1]:
+        return argv[argv.index("-m") + 1]
+    return name
 
 
 def pick(count: int = 1) -> list[int]:

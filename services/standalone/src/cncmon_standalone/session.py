@@ -1,4 +1,4 @@
-"""A running system from start to stop, as `up` and `demo` have in common: folder, ports, supervisor, state file, signals."""
+"""A running system from start to stop, as `up` and `demo` have it in common: ports, supervisor, state file, signals."""
 
 import asyncio
 import contextlib
@@ -26,6 +26,7 @@ async def run[T](plan: system.Plan, command: str, listener: Listener, body: Call
         PartError, StopRequestedError, and whatever `body` raises: everything was stopped.
     """
     ports.check(plan.wanted_ports())
+    plan.cluster.draw_password()
     supervisor = Supervisor(system.parts(plan), plan.folder.logs, listener)
     log = _EventLog(plan)
     supervisor.listen(log)
@@ -42,10 +43,6 @@ async def run[T](plan: system.Plan, command: str, listener: Listener, body: Call
 
 
 def _state_of(plan: system.Plan, command: str, started: float, supervisor: Supervisor) -> RunState:
-    try:
-        dsn = plan.cluster.dsn
-    except OSError:
-        dsn = ""  # initdb hasn't drawn the password yet
     return RunState(
         pid=os.getpid(),
         command=command,
@@ -54,7 +51,7 @@ def _state_of(plan: system.Plan, command: str, started: float, supervisor: Super
         data=str(plan.folder.root),
         api_url=plan.api_url.rstrip("/"),
         nats_url=plan.nats_url,
-        database_dsn=dsn,
+        database_dsn=plan.cluster.dsn,
         processes=[
             ProcessState(
                 name=runner.part.name,
@@ -74,9 +71,15 @@ def _state_of(plan: system.Plan, command: str, started: float, supervisor: Super
 @contextlib.asynccontextmanager
 async def _stopping_on_signals(supervisor: Supervisor) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if supervisor.stop_requested.is_set():
+            supervisor.kill()
+        supervisor.stop_requested.set()
+
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, supervisor.stop_requested.set)
+        loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:

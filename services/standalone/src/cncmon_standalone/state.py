@@ -5,10 +5,11 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
-from cncmon_standalone.errors import NotRunningError
+from cncmon_standalone.errors import NotRunningError, UnusableError
 from cncmon_standalone.folder import DataFolder, default_folder
 
 
@@ -37,6 +38,12 @@ class RunState(msgspec.Struct, frozen=True):
     nats_url: str
     database_dsn: str
     processes: list[ProcessState]
+
+    @property
+    def ports(self) -> set[int]:
+        """The ports of page, NATS and PostgreSQL."""
+        urls = (self.api_url, self.nats_url, self.database_dsn)
+        return {port for url in urls if (port := urlsplit(url).port) is not None}
 
     @property
     def folder(self) -> DataFolder:
@@ -82,7 +89,8 @@ def find(data: Path | None) -> RunState:
         if state is not None:
             return state
     raise NotRunningError(
-        f"cncmon does not run (looked at {default} and for demos of this user). Start it with: cncmon demo, or cncmon up -f FILE"
+        f"cncmon does not run (looked at {default} and for this user's demos). "
+        "Start it with: cncmon demo, or cncmon up -f FILE"
     )
 
 
@@ -101,8 +109,11 @@ def announced(folder: DataFolder) -> Iterator[None]:
     """Leave a note of where a supervisor runs, so that `cncmon status` finds a demo without being told its folder."""
     note = _notes() / str(os.getpid())
     # A home that can't be written to costs the convenience only.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnusableError):
         note.parent.mkdir(parents=True, exist_ok=True)
+        for old in note.parent.iterdir():
+            if DataFolder(Path(old.read_text(encoding="utf-8"))).holder() is None:
+                old.unlink()
         note.write_text(str(folder.root), encoding="utf-8")
     try:
         yield

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cncmon_standalone import ports
@@ -44,7 +44,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to run. `machines`: files and folders of Machine documents, in addition to the simulated ones."""
+    """Everything that is to run. `machines`: files and folders of Machine documents, beside the simulated ones."""
 
     folder: DataFolder
     edges: Sequence[Edge] = (Edge(),)
@@ -56,7 +56,6 @@ class Plan:
     simulation: Simulation | None = None
     accepted_log: Path | None = None
     log_level: str = "info"
-    _monitor_ports: list[int] = field(default_factory=list)
 
     @property
     def api_url(self) -> str:
@@ -92,157 +91,149 @@ class Plan:
 
 
 def parts(plan: Plan) -> list[Part]:
-    """Return the parts in the order in which they are started; they are stopped in the opposite one."""
-    found = [_postgres(plan), _nats(plan)]
+    """Return the parts in the order in which they are started; they are stopped in the opposite one.
+
+    Those that wait for others by themselves are not made to wait by us: importing Python code is most of a start.
+    """
+    build = _Build(plan)
+    found = [build.postgres(), build.nats()]
     if plan.simulation:
-        found.append(_simulator(plan, plan.simulation))
-    found.append(_bootstrap(plan))
-    found.append(_api(plan))
-    found += _ingest(plan)
-    found += [_agent(plan, edge) for edge in plan.edges]
+        found.append(build.simulator(plan.simulation))
+    found += [build.bootstrap(), build.api(), *build.ingest()]
+    found += [build.agent(edge) for edge in plan.edges]
     return found
 
 
-def _postgres(plan: Plan) -> Part:
-    cluster = plan.cluster
-    return Part(
-        name="postgres",
-        group="postgres",
-        title=f"PostgreSQL on port {plan.postgres_port}",
-        command=cluster.prepare,
-        ready=probes.postgres(lambda: cluster.dsn),
-    )
+class _Build:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        simulated = plan.simulation.machines if plan.simulation else 0
+        row = ports.pick(simulated + 1 + plan.workers + len(plan.edges))
+        self._simulated_ports, self._monitor_ports = row[:simulated], iter(row[simulated:])
 
-
-def _nats(plan: Plan) -> Part:
-    return Part(
-        name="nats",
-        group="nats",
-        title=f"NATS JetStream on port {plan.nats_port}",
-        command=lambda: nats.command(plan.folder.root / "nats", plan.nats_port),
-        ready=probes.nats_server(plan.nats_port),
-    )
-
-
-def _simulator(plan: Plan, simulation: Simulation) -> Part:
-    row = ports.pick(simulation.machines)
-    environ = {
-        "CNCMON_SIMULATOR_MACHINES": str(simulation.machines),
-        "CNCMON_SIMULATOR_BEHAVIOUR": simulation.behaviour,
-        "CNCMON_SIMULATOR_SEED": str(simulation.seed),
-        "CNCMON_SIMULATOR_PORT_BASE": str(row[0]),
-        "CNCMON_SIMULATOR_POLL_INTERVAL_MS": str(simulation.poll_interval_ms),
-        "CNCMON_SIMULATOR_CONTROL_PORT": "0",
-        "CNCMON_SIMULATOR_MACHINES_FILE": str(plan.simulated_file),
-        "CNCMON_SIMULATOR_POLL_LOG": str(simulation.poll_log or ""),
-    }
-    folder = plan.simulated_file.parent
-    title = f"{simulation.machines} simulated machines (Modbus TCP), ports {row[0]} to {row[-1]}"
-    return _service(plan, "simulator", "simulator", title, "cncmon_simulator.main", environ, folder, ())
-
-
-def _bootstrap(plan: Plan) -> Part:
-    return Part(
-        name="bootstrap",
-        group="bootstrap",
-        title="Tables, streams and buckets",
-        command=lambda: _python(plan, "bootstrap", "cncmon_ingest.main", ["bootstrap"], _ingest_environ(plan), None),
-        ready=None,
-        after=("postgres", "nats"),
-        once=True,
-    )
-
-
-def _api(plan: Plan) -> Part:
-    return Part(
-        name="api",
-        group="api",
-        title=f"Page and API on port {plan.api_port}",
-        command=lambda: _python(
-            plan,
-            "api",
-            "cncmon_api.main",
-            [],
-            {"CNCMON_API_DATABASE_DSN": plan.cluster.dsn, "CNCMON_API_PORT": str(plan.api_port)},
-            None,
-        ),
-        ready=probes.http(plan.api_port),
-        after=("bootstrap",),
-        monitor_port=plan.api_port,
-    )
-
-
-def _ingest(plan: Plan) -> list[Part]:
-    names = ["ingest"] if plan.workers == 1 else [f"ingest-{number}" for number in range(1, plan.workers + 1)]
-    return [
-        _service(
-            plan,
-            name,
-            "ingest",
-            "Ingest worker" if plan.workers == 1 else f"Ingest worker {number}",
-            "cncmon_ingest.main",
-            {},
-            None,
-            ("bootstrap",),
-            ["run"],
+    def postgres(self) -> Part:
+        cluster, port = self._plan.cluster, self._plan.postgres_port
+        return Part(
+            name="postgres",
+            group="postgres",
+            title=f"PostgreSQL on port {port}",
+            command=cluster.prepare,
+            ready=probes.postgres(cluster.dsn),
         )
-        for number, name in enumerate(names, 1)
-    ]
 
+    def nats(self) -> Part:
+        folder, port = self._plan.folder.root / "nats", self._plan.nats_port
+        return Part(
+            name="nats",
+            group="nats",
+            title=f"NATS JetStream on port {port}",
+            command=lambda: nats.command(folder, port),
+            ready=probes.nats_server(port),
+        )
 
-def _ingest_environ(plan: Plan) -> dict[str, str]:
-    return {"CNCMON_INGEST_DATABASE_DSN": plan.cluster.dsn}
+    def simulator(self, simulation: Simulation) -> Part:
+        first, last = self._simulated_ports[0], self._simulated_ports[-1]
+        environ = {
+            "CNCMON_SIMULATOR_MACHINES": str(simulation.machines),
+            "CNCMON_SIMULATOR_BEHAVIOUR": simulation.behaviour,
+            "CNCMON_SIMULATOR_SEED": str(simulation.seed),
+            "CNCMON_SIMULATOR_PORT_BASE": str(first),
+            "CNCMON_SIMULATOR_POLL_INTERVAL_MS": str(simulation.poll_interval_ms),
+            "CNCMON_SIMULATOR_CONTROL_PORT": "0",
+            "CNCMON_SIMULATOR_MACHINES_FILE": str(self._plan.simulated_file),
+            "CNCMON_SIMULATOR_POLL_LOG": str(simulation.poll_log or ""),
+        }
+        title = f"{simulation.machines} Modbus TCP machines on ports {first} to {last}"
+        return self._service("simulator", "simulator", title, environ, folder=self._plan.simulated_file.parent)
 
+    def bootstrap(self) -> Part:
+        return Part(
+            name="bootstrap",
+            group="bootstrap",
+            title="Tables, streams and buckets",
+            command=lambda: self._python("bootstrap", "cncmon_ingest.main", self._ingest_environ(), ["bootstrap"]),
+            ready=None,
+            after=("postgres", "nats"),
+            once=True,
+        )
 
-def _agent(plan: Plan, edge: Edge) -> Part:
-    folder = plan.agent_folder(edge)
-    machines = [*plan.machines, *([plan.simulated_file] if plan.simulation else [])]
-    environ = {
-        "CNCMON_AGENT_SITE": edge.site,
-        "CNCMON_AGENT_EDGE": edge.edge,
-        "CNCMON_AGENT_MACHINES": ",".join(map(str, machines)),
-        "CNCMON_AGENT_DATA_DIR": str(folder),
-        "CNCMON_AGENT_ACCEPTED_LOG": str(plan.accepted_log or ""),
-    }
-    name = "agent" if len(plan.edges) == 1 else f"agent-{edge.site}-{edge.edge}"
-    after = ("bootstrap", "simulator") if plan.simulation else ("bootstrap",)
-    return _service(
-        plan, name, "agent", f"Edge agent {edge.site}/{edge.edge}", "cncmon_agent.main", environ, folder, after
-    )
+    def api(self) -> Part:
+        port = self._plan.api_port
+        environ = {"CNCMON_API_DATABASE_DSN": self._plan.cluster.dsn, "CNCMON_API_PORT": str(port)}
+        return Part(
+            name="api",
+            group="api",
+            title=f"Page and API on port {port}",
+            command=lambda: self._python("api", "cncmon_api.main", environ),
+            ready=probes.http(port),
+            monitor_port=port,
+        )
 
+    def ingest(self) -> list[Part]:
+        environ, after = self._ingest_environ(), ("postgres", "nats")
+        return [
+            self._service(name, "ingest", "Ingest worker", environ, after=after, arguments=["run"])
+            for name in self._worker_names()
+        ]
 
-def _service(
-    plan: Plan,
-    name: str,
-    group: str,
-    title: str,
-    module: str,
-    environ: dict[str, str],
-    folder: Path | None,
-    after: tuple[str, ...],
-    arguments: Sequence[str] = (),
-) -> Part:
-    """Return one of our own services, which answers /readyz on a monitor port of its own."""
-    port = ports.pick()[0]
+    def _worker_names(self) -> list[str]:
+        return ["ingest"] if self._plan.workers == 1 else [f"ingest-{n}" for n in range(1, self._plan.workers + 1)]
 
-    def command() -> Command:
-        # What is known only once PostgreSQL runs is asked for at the start, not when the plan is made.
-        late = _ingest_environ(plan) if group == "ingest" else {}
-        monitor = {"CNCMON_SERVICE_MONITOR_PORT": str(port)}
-        return _python(plan, name, module, list(arguments), {**environ, **late, **monitor}, folder)
+    def _ingest_environ(self) -> dict[str, str]:
+        return {"CNCMON_INGEST_DATABASE_DSN": self._plan.cluster.dsn}
 
-    return Part(name, group, title, command, probes.http(port), after, monitor_port=port)
+    def agent(self, edge: Edge) -> Part:
+        plan = self._plan
+        machines = [*plan.machines, *([plan.simulated_file] if plan.simulation else [])]
+        folder = plan.agent_folder(edge)
+        environ = {
+            "CNCMON_AGENT_SITE": edge.site,
+            "CNCMON_AGENT_EDGE": edge.edge,
+            "CNCMON_AGENT_MACHINES": ",".join(map(str, machines)),
+            "CNCMON_AGENT_DATA_DIR": str(folder),
+            "CNCMON_AGENT_ACCEPTED_LOG": str(plan.accepted_log or ""),
+        }
+        name = "agent" if len(plan.edges) == 1 else f"agent-{edge.site}-{edge.edge}"
+        after = ("bootstrap", *(["simulator"] if plan.simulation else []))
+        if plan.accepted_log:
+            # What is measured must not be the start of the others: the first poll comes when everything runs.
+            after = (*after, "api", *self._worker_names())
+        return self._service(name, "agent", f"Edge agent {edge.site}/{edge.edge}", environ, after=after, folder=folder)
 
+    def _service(
+        self,
+        name: str,
+        group: str,
+        title: str,
+        environ: dict[str, str],
+        *,
+        after: tuple[str, ...] = (),
+        arguments: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> Part:
+        """Return one of our own services, which answers /readyz on a monitor port of its own."""
+        port = next(self._monitor_ports)
+        monitored = environ | {"CNCMON_SERVICE_MONITOR_PORT": str(port)}
+        return Part(
+            name=name,
+            group=group,
+            title=title,
+            command=lambda: self._python(name, f"cncmon_{group}.main", monitored, arguments, folder),
+            ready=probes.http(port),
+            after=after,
+            monitor_port=port,
+        )
 
-def _python(
-    plan: Plan, name: str, module: str, arguments: list[str], environ: dict[str, str], folder: Path | None
-) -> Command:
-    folder = folder or plan.folder.run
-    folder.mkdir(parents=True, exist_ok=True)
-    common = {
-        "CNCMON_NATS_SERVERS": plan.nats_url,
-        "CNCMON_SERVICE_LOG_LEVEL": plan.log_level,
-        "PYTHONUNBUFFERED": "1",
-    }
-    # -P: a stray .py file in the working folder must not take a library's place.
-    return Command(name, [sys.executable, "-P", "-m", module, *arguments], common | environ, folder)
+    def _python(
+        self,
+        name: str,
+        module: str,
+        environ: dict[str, str],
+        arguments: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> Command:
+        folder = folder or self._plan.folder.run
+        folder.mkdir(parents=True, exist_ok=True)
+        common = {"CNCMON_NATS_SERVERS": self._plan.nats_url, "CNCMON_SERVICE_LOG_LEVEL": self._plan.log_level}
+        # -P: a stray .py file in the working folder must not take a library's place.
+        return Command(name, [sys.executable, "-P", "-m", module, *arguments], common | environ, folder)

@@ -37,7 +37,7 @@ async def run(options: Options) -> None:
     for problem in found.problems:
         progress.warn(str(problem))
     if found.problems:
-        progress.line(f"  [dim]the other {count(len(found.machines), 'machine')} will run[/]")
+        progress.line(f"  [dim]left out; {count(len(found.machines), 'machine')} can be read all the same[/]")
     edges = Counter((machine.spec.site, machine.spec.edge) for machine in found.machines.values())
     data = folder.DataFolder((options.data or folder.default_folder()).absolute())
     data.make()
@@ -59,7 +59,7 @@ async def run(options: Options) -> None:
         async with progress.never_silent("starting"):
             await supervisor.wait_ready()
         progress.line(f"\n  [bold]{plan.api_url}[/]   Ctrl-C stops it, data stay in {escape(str(data.root))}\n")
-        await live.show(supervisor, plan, progress, len(found.machines))
+        await live.show(supervisor, progress, live.Line(plan))
         progress.end_status()
         progress.line("Stopping")
 

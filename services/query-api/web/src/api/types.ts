@@ -49,6 +49,13 @@ export interface LiveSamples {
   samples: Sample[];
 }
 
+/** The SSE event `status`, sent when the server's database goes or comes. */
+export interface LiveStatus {
+  database: "ok" | "unavailable";
+  /** What is wrong and what to do, in English; empty when ok. */
+  message: string;
+}
+
 type Column = (number | null)[];
 
 /** `GET /machines/{id}/series`: buckets of `bucket_ms`, `times` are their starts in epoch ms; empty buckets hold nulls. */

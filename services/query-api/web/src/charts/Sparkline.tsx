@@ -7,8 +7,8 @@ import { useEffect, useRef } from "preact/hooks";
 import { formatNumber } from "../format/number";
 import { shownTheme } from "../frame/theme";
 import { backfillSpark } from "../live/backfill";
-import { clock, serverNow } from "../live/clock";
-import { recoveries } from "../live/connection";
+import { clock } from "../live/clock";
+import { knownUntil, recoveries } from "../live/connection";
 import { drawSoon, forgetDraw } from "../live/draw";
 import { SPARK_FIELD, SPARK_SPAN_MS, type Machine } from "../live/fleet";
 import { t } from "../messages/language";
@@ -30,7 +30,7 @@ export function Sparkline({ machine }: { machine: Machine }) {
   useEffect(() => {
     const element = canvas.current;
     if (!element) return;
-    const draw = () => drawSpark(element, machine.spark, serverNow(), SPARK_SPAN_MS, SPARK_FIELD);
+    const draw = () => drawSpark(element, machine.spark, knownUntil(), SPARK_SPAN_MS, SPARK_FIELD);
     let stop = () => {};
     const unwatch = watchVisible(element, (visible) => {
       stop();

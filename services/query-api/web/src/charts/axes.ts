@@ -11,7 +11,7 @@ const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "D
 /** Windows shorter than this get seconds at their ticks, ms. */
 const SECONDS_BELOW_MS = 300_000;
 /** Room right of the plot for half of the last time, px. */
-export const PADDING: uPlot.Padding = [6, 24, 4, 0];
+export const PADDING: uPlot.Padding = [10, 24, 4, 0];
 
 function timeTicks(chart: uPlot, splits: number[]): string[] {
   const scale = chart.scales["x"];
@@ -33,19 +33,24 @@ export function xAxis(show: boolean): uPlot.Axis {
   };
 }
 
+/** How many decimals a step such as 2.5 needs. */
+function decimalsOf(step: number): number {
+  let decimals = 0;
+  while (decimals < 4 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals++;
+  return decimals;
+}
+
 export function yAxis(decimals: number, show = true): uPlot.Axis {
   return {
     scale: "y",
     size: Y_AXIS_WIDTH,
     gap: 8,
-    space: 28,
+    space: 24,
     font: FONT,
     stroke: () => (show ? palette().muted : "transparent"),
     grid: { show, stroke: () => palette().grid, width: 1 },
     ticks: { show: false },
-    values: (_chart, splits, _index, _space, step) => {
-      const needed = step >= 1 ? 0 : Math.min(decimals, Math.ceil(-Math.log10(step)));
-      return splits.map((value) => (show ? formatNumber(value, needed) : ""));
-    },
+    values: (_chart, splits, _index, _space, step) =>
+      splits.map((value) => (show ? formatNumber(value, Math.min(decimals, decimalsOf(step))) : "")),
   };
 }

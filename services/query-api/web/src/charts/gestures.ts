@@ -24,7 +24,6 @@ export function bindMouse(group: ChartGroup): uPlot.Cursor.Bind {
     mousedown: (chart, _target, handler) => (event) => {
       if (event.button !== 0) return null;
       if (!event.shiftKey) return handler(event);
-      event.preventDefault();
       pan(chart, group, event);
       return null;
     },

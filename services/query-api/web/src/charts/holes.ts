@@ -5,8 +5,18 @@ export interface Hole {
   fromMs: number;
   /** Start of the first bucket with data after it; the end of the window for a hole that is still open. */
   toMs: number;
-  /** No data since: nothing has come after it. */
-  open: boolean;
+  /** For a hole that still lasts: since when, epoch ms. null: data came again, or it is not known since when. */
+  sinceMs: number | null;
+}
+
+/** The stretch of time that is looked at, epoch ms. */
+export interface Window {
+  fromMs: number;
+  toMs: number;
+  /** Its end is now, so that a hole at its end still lasts. */
+  live: boolean;
+  /** The machine's last sample, if known: since when there is no data where the whole window holds none. */
+  lastMs: number | null;
 }
 
 /** A gap below this is never a hole, ms; from it on an empty bucket is one where every bucket usually holds data, ... */
@@ -18,7 +28,7 @@ const STEPS_MIN = 3;
 function leastHole(filled: readonly number[], bucketMs: number): number {
   const steps = filled.slice(1).map((time, i) => time - (filled[i] as number));
   steps.sort((a, b) => a - b);
-  const step = steps[Math.floor(steps.length * 0.9)] ?? bucketMs;
+  const step = steps[Math.floor((steps.length - 1) * 0.9)] ?? bucketMs;
   return Math.max(HOLE_MS_MIN, step > bucketMs ? STEPS_MIN * step : bucketMs);
 }
 
@@ -30,17 +40,23 @@ export function holesOf(
   times: readonly number[],
   values: readonly unknown[],
   bucketMs: number,
-  window?: { fromMs: number; toMs: number },
+  window?: Window,
 ): Hole[] {
   const filled = times.filter((_, i) => values[i] !== null && values[i] !== undefined);
   const least = leastHole(filled, bucketMs);
   const holes: Hole[] = [];
-  const note = (fromMs: number, toMs: number, open: boolean) => {
-    if (toMs - fromMs >= least) holes.push({ fromMs, toMs, open });
+  const note = (fromMs: number, toMs: number, sinceMs: number | null) => {
+    if (toMs - fromMs >= least) holes.push({ fromMs, toMs, sinceMs });
   };
-  if (window && filled.length === 0) return [{ ...window, open: true }];
-  if (window) note(window.fromMs, filled[0] as number, false);
-  for (let i = 1; i < filled.length; i++) note((filled[i - 1] as number) + bucketMs, filled[i] as number, false);
-  if (window) note((filled.at(-1) as number) + bucketMs, window.toMs, true);
+  if (window && filled.length === 0) {
+    const { fromMs, toMs, live, lastMs } = window;
+    return [{ fromMs, toMs, sinceMs: live ? lastMs : null }];
+  }
+  if (window) note(window.fromMs, filled[0] as number, null);
+  for (let i = 1; i < filled.length; i++) note((filled[i - 1] as number) + bucketMs, filled[i] as number, null);
+  if (window) {
+    const endMs = (filled.at(-1) as number) + bucketMs;
+    note(endMs, window.toMs, window.live ? endMs : null);
+  }
   return holes;
 }

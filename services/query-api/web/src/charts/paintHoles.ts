@@ -7,7 +7,8 @@ import type { Hole } from "./holes";
 import { hatch, palette } from "./paint";
 
 export function holeText(hole: Hole): string {
-  return hole.open ? t("charts.noDataSince", { time: timeSeenFrom(hole.fromMs, serverNow()) }) : t("charts.noData");
+  if (hole.sinceMs === null) return t("charts.noData");
+  return t("charts.noDataSince", { time: timeSeenFrom(hole.sinceMs, serverNow()) });
 }
 
 function label(context: CanvasRenderingContext2D, text: string, left: number, width: number, middle: number, ratio: number): void {

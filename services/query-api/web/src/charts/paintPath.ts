@@ -73,7 +73,7 @@ export function paintPath(canvas: HTMLCanvasElement, path: PointRing, nowMs: num
   const left = LEFT + (width - LEFT - EDGE - size) / 2;
   paintFrame(pen, frame, left, EDGE, size);
   const px = (x: number) => left + ((x - frame.x) / frame.side) * size;
-  const py = (y: number) => EDGE + size - ((y - frame.y) / frame.side) * size;
+  const py = (y: number) => EDGE + (1 - (y - frame.y) / frame.side) * size;
   context.strokeStyle = context.fillStyle = palette().line;
   context.lineWidth = 1.5;
   let last: { ms: number; x: number; y: number; shade: number } | null = null;

@@ -3,13 +3,19 @@ import { fullTime, clockTime } from "../format/time";
 import { connection } from "../live/connection";
 import { t } from "../messages/language";
 
+function textOf(database: boolean, lostMs: number | null): string {
+  if (lostMs === null) return t(database ? "connection.databaseNever" : "connection.never");
+  return t(database ? "connection.database" : "connection.bar", { time: clockTime(lostMs) });
+}
+
 export function ConnectionBar() {
-  const { state, lostMs } = connection.value;
+  const { state, lostMs, databaseMessage } = connection.value;
   return (
     <div role="status">
       {state === "lost" && (
         <p class="connection-bar" data-testid="connection-bar" title={lostMs === null ? undefined : fullTime(lostMs)}>
-          {lostMs === null ? t("connection.never") : t("connection.bar", { time: clockTime(lostMs) })}
+          {textOf(databaseMessage !== null, lostMs)}
+          {databaseMessage && <span class="connection-detail">{databaseMessage}</span>}
         </p>
       )}
     </div>

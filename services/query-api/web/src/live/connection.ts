@@ -4,7 +4,7 @@
  */
 import { signal } from "@preact/signals";
 import { getMachines } from "../api/client";
-import type { LiveSamples, MachineList, Sample } from "../api/types";
+import type { LiveSamples, LiveStatus, MachineList, Sample } from "../api/types";
 import { learnServerTime, serverNow } from "./clock";
 import { applyMachines, applySamples, fleet } from "./fleet";
 
@@ -14,6 +14,8 @@ export interface Connection {
   state: ConnectionState;
   /** When the connection was lost, epoch ms; null if there has been none yet. */
   lostMs: number | null;
+  /** What the server says about its database when that is why nothing comes; null otherwise. */
+  databaseMessage: string | null;
 }
 
 /** Silence after which the server is asked whether it is still there: two of its heartbeats, which scripts can't see. */
@@ -21,30 +23,41 @@ const SILENCE_MS = 20_000;
 const REOPEN_MS_MIN = 2_000;
 const REOPEN_MS_MAX = 15_000;
 
-export const connection = signal<Connection>({ state: "connecting", lostMs: null });
+export const connection = signal<Connection>({ state: "connecting", lostMs: null, databaseMessage: null });
 /** Counts up when the connection is back after a loss: history on the page has a hole then and should be read again. */
 export const recoveries = signal(0);
+
+/** The time up to which the page knows what happened, epoch ms: now, or when the connection was lost. */
+export function knownUntil(): number {
+  return connection.peek().lostMs ?? serverNow();
+}
 
 let source: EventSource | null = null;
 let wantedQuery = "";
 let onSamples: ((samples: readonly Sample[]) => void) | null = null;
 let lastEventMs = 0;
+/** What the current stream last said; the machines it tells of meanwhile are those of before. */
+let databaseAway = false;
 let reopenMs = REOPEN_MS_MIN;
 let reopenTimer: ReturnType<typeof setTimeout> | undefined;
 
 function markLive(): void {
-  lastEventMs = Date.now();
-  reopenMs = REOPEN_MS_MIN;
   const before = connection.peek();
-  if (before.state === "live") return;
-  connection.value = { state: "live", lostMs: null };
+  if (before.state === "live" || databaseAway) return;
+  connection.value = { state: "live", lostMs: null, databaseMessage: null };
   if (before.state === "lost") recoveries.value++;
 }
 
-function markLost(): void {
+function markLost(databaseMessage: string | null): void {
   const before = connection.peek();
-  if (before.state === "lost") return;
-  connection.value = { state: "lost", lostMs: before.state === "live" ? serverNow() : null };
+  const lostMs = before.state === "live" ? serverNow() : before.lostMs;
+  connection.value = { state: "lost", lostMs, databaseMessage };
+}
+
+function hearStatus(status: LiveStatus): void {
+  databaseAway = status.database !== "ok";
+  if (databaseAway) markLost(status.message);
+  else markLive();
 }
 
 function scheduleReopen(): void {
@@ -54,7 +67,8 @@ function scheduleReopen(): void {
 }
 
 function parse<T>(event: MessageEvent<string>): T {
-  markLive();
+  lastEventMs = Date.now();
+  reopenMs = REOPEN_MS_MIN;
   return JSON.parse(event.data) as T;
 }
 
@@ -65,21 +79,25 @@ function open(): void {
   const opened = new EventSource(`/api/v1/live?${query}`);
   source = opened;
   lastEventMs = Date.now();
-  opened.addEventListener("open", markLive);
+  // Not "open": a stream that has opened may still have nothing to tell.
+  opened.addEventListener("status", (event) => hearStatus(parse<LiveStatus>(event)));
   opened.addEventListener("machines", (event) => {
     const list = parse<MachineList>(event);
     learnServerTime(list.now);
+    markLive();
     applyMachines(fleet, list, !query.includes("machines="));
   });
   opened.addEventListener("samples", (event) => {
     const news = parse<LiveSamples>(event);
     learnServerTime(news.now);
+    markLive();
     applySamples(fleet, news.samples);
     onSamples?.(news.samples);
   });
   opened.addEventListener("error", () => {
     if (source !== opened) return;
-    markLost();
+    databaseAway = false; // the next stream says so if it still is
+    markLost(null);
     if (opened.readyState === EventSource.CLOSED) scheduleReopen();
   });
 }
@@ -92,7 +110,7 @@ async function checkSilence(silenceMs: number): Promise<void> {
     const list = await getMachines(AbortSignal.timeout(5_000));
     applyMachines(fleet, list, true);
   } catch {
-    markLost();
+    markLost(null);
     open();
   }
 }

@@ -36,6 +36,7 @@ export function pageHref(path: string): string {
 }
 
 export function navigate(href: string, how: "push" | "replace" = "push"): void {
+  if (href === address.peek()) return; // no second step back to the same page
   history[how === "push" ? "pushState" : "replaceState"](null, "", href);
   address.value = location.pathname + location.search;
 }

@@ -1,4 +1,4 @@
-"""What happens when on one machine: a plan without end, made piece by piece from the seed, however often it is asked."""
+"""What happens when on one machine: a plan without end, made piece by piece from the seed."""
 
 import random
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ Mode = Literal["AUTOMATIC", "MANUAL", "MANUAL_DATA_INPUT"]
 DAY_S: Final = 86_400.0
 _H: Final = 3600.0
 PAUSES_S: Final = (
-    (0 * _H, 6 * _H),
+    (-2 * _H, 6 * _H),
     (9 * _H, 9.25 * _H),
     (11.5 * _H, 12 * _H),
     (14 * _H, 14.2 * _H),
     (17 * _H, 17.25 * _H),
     (19 * _H, 19.5 * _H),
-    (22 * _H, 24 * _H),
+    (22 * _H, 30 * _H),
 )
 """When nobody is there, in seconds of the day: two shifts, 6 to 14 and 14 to 22, each with a break and a meal."""
 

@@ -6,6 +6,9 @@ from cncmon_standalone.embedded.postgres import DATABASE
 
 _TIMEOUT_S = 3.0
 
+ERRORS = (OSError, TimeoutError, EOFError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises when a server doesn't answer or is killed in the middle of an answer."""
+
 
 async def ensure(dsn: str) -> str | None:
     """Make the database if it isn't there; return None, or in one sentence why it can't be used yet."""
@@ -18,6 +21,6 @@ async def ensure(dsn: str) -> str | None:
             await connection.close()
     except asyncpg.DuplicateDatabaseError:
         return None
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except ERRORS as error:
         return str(error) or type(error).__name__
     return None

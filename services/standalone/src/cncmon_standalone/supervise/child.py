@@ -71,6 +71,19 @@ class Child:
                 return False
         return True
 
+    def kill(self) -> None:
+        """Kill -9 the process and everything under it: PostgreSQL's backends have sessions of their own."""
+        import psutil
+
+        try:
+            under = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            under = []
+        self._kill_group()
+        for process in under:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,7 +1,6 @@
 """Is it ready? Asked of a part from outside, as its clients would."""
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 
@@ -29,13 +28,13 @@ def nats_server(port: int) -> Probe:
     return ask
 
 
-def postgres(dsn_of: Callable[[], str]) -> Probe:
+def postgres(dsn: str) -> Probe:
     """Return a probe for PostgreSQL: it answers a query; makes our database where there is none yet."""
 
     async def ask() -> str | None:
         from cncmon_standalone.embedded.database import ensure
 
-        return await ensure(dsn_of())
+        return await ensure(dsn)
 
     return ask
 

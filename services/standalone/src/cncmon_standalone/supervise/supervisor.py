@@ -122,6 +122,11 @@ class Runner:
             self._started_s = began
             self._set(State.STOPPED, said)
 
+    def kill(self) -> None:
+        """Kill -9 the process, with what it forked."""
+        if self._child is not None:
+            self._child.kill()
+
     def _set(self, state: State, text: str) -> None:
         self.state, self.since = state, time.time()
         self._tell(Event(self.part, state, text, time.monotonic() - self._started_s))
@@ -157,15 +162,15 @@ class Supervisor:
             raise outcome[0]
         return outcome[0]
 
-    async def wait_ready(self) -> None:
-        """Wait until every part has been ready once.
+    async def wait_ready(self, names: Iterable[str] | None = None) -> None:
+        """Wait until the named parts, or all, have been ready once.
 
         Raises:
             PartError: one can't be run, or took too long; says which, why, and its last words.
             StopRequestedError: the user would rather not wait.
         """
         deadline = time.monotonic() + START_S_MAX
-        for runner in self.runners.values():
+        for runner in [self.runners[name] for name in (self.runners if names is None else names)]:
             while not runner.ready_once.is_set():
                 if self.stop_requested.is_set():
                     raise StopRequestedError("stopped before everything was running")
@@ -181,6 +186,11 @@ class Supervisor:
         chosen = [runner for runner in reversed(self.runners.values()) if group in (None, runner.part.group)]
         for _, runners in groupby(chosen, key=lambda runner: runner.part.group):
             await asyncio.gather(*(runner.stop() for runner in runners))
+
+    def kill(self) -> None:
+        """Kill everything that runs at once: the user asked a second time. Nothing accepted is lost by it."""
+        for runner in self.runners.values():
+            runner.kill()
 
     def group(self, name: str) -> list[Runner]:
         """Return the runners of a group."""
@@ -203,7 +213,10 @@ def _why_not_ready(runner: Runner) -> str:
     words = "\n".join(f"    {line}" for line in tail(runner.log))
     said = f" ({runner.missing})" if runner.missing else ""
     again = f", started {runner.restarts + 1} times" if runner.restarts else ""
-    return f"{runner.part.name} is not ready after {START_S_MAX:.0f} s{said}{again}. Its log {runner.log} ends with:\n{words}"
+    return (
+        f"{runner.part.name} is not ready after {START_S_MAX:.0f} s{said}{again}. "
+        f"Its log {runner.log} ends with:\n{words}"
+    )
 
 
 async def _either(*events: asyncio.Event) -> None:

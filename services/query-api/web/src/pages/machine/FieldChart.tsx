@@ -61,6 +61,7 @@ function textOf(spec: ChartSpec, history: History, name: string): string {
 
 /** Where an axis does not start at zero, the chart says so. */
 function AxisMark({ spec, history }: { spec: ChartSpec; history: History }) {
+  void history.version.value;
   const span = spanOf(history.series.column(spec.field));
   if (spec.reach !== null || !span) return null;
   const [from] = yRange(span.min, span.max, spec.reach);

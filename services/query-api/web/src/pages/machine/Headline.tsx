@@ -51,7 +51,7 @@ function PartsFact({ machine }: { machine: Machine }) {
 function Facts({ machine }: { machine: Machine }) {
   const sample = machine.sample.value;
   const line = sample?.active_program_line;
-  const program = sample?.program ?? t("machine.notReported");
+  const job = [sample?.program, typeof line === "number" && t("machine.line", { line })].filter(Boolean).join(": ");
   const alarm = sample?.extras?.["alarm_code"];
   return (
     <dl class="facts" data-stale={machine.stale.value}>
@@ -60,9 +60,8 @@ function Facts({ machine }: { machine: Machine }) {
           {alarm}
         </Fact>
       )}
-      <Fact name={t("machine.program")} id="program" title={program}>
-        {program}
-        {typeof line === "number" && `: ${t("machine.line", { line })}`}
+      <Fact name={t("machine.program")} id="program">
+        {job || t("machine.notReported")}
       </Fact>
       <PartsFact machine={machine} />
       <Fact name={t("machine.mode")} id="mode">

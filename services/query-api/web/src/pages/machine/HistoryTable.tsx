@@ -40,7 +40,8 @@ function Table({ history }: { history: History }) {
   const step = Math.max(1, Math.ceil(series.times.length / ROWS_MAX));
   const starts = series.times.flatMap((_, i) => (i % step === 0 ? [i] : [])).reverse();
   return (
-    <div class="table-scroll">
+    // oxlint-disable-next-line jsx-a11y/no-noninteractive-tabindex -- it scrolls sideways, with the arrow keys too
+    <div class="table-scroll" role="region" aria-label={t("charts.table")} tabIndex={0}>
       <table data-testid="history-table">
         <caption>{t("charts.tableNote", { duration: formatDuration(step * series.bucketMs) })}</caption>
         <thead>

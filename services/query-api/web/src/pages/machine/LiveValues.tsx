@@ -8,7 +8,7 @@ import { t } from "../../messages/language";
 import type { MessageKey } from "../../messages/messages";
 import { AGE_SHOWN_MS } from "../../states/stateText";
 import { SPECS, type FieldSpec } from "./fields";
-import { spanOf } from "./spanOf";
+import { formatSpan, spanOf } from "./spanOf";
 import type { History } from "./useHistory";
 
 interface Group {
@@ -35,14 +35,9 @@ const GROUPS: readonly Group[] = [
 const label = (name: string) => t(`field.${name}` as MessageKey);
 
 function Value({ machine, spec, history }: { machine: Machine; spec: FieldSpec; history: History }) {
+  void history.version.value;
   const value = machine.sample.value?.[spec.field] ?? null;
   const span = spanOf(history.series.column(spec.field));
-  const range = t(`range.${history.range}`);
-  const spanText = () => {
-    if (!span) return history.zoom ? t("charts.noData") : t("value.spanNone", { range });
-    const ends = { min: formatNumber(span.min, spec.decimals), max: formatNumber(span.max, spec.decimals) };
-    return history.zoom ? t("value.spanZoomed", ends) : t("value.span", { ...ends, range });
-  };
   return (
     <div class="value">
       <dt>{label(spec.field)}</dt>
@@ -55,7 +50,7 @@ function Value({ machine, spec, history }: { machine: Machine; spec: FieldSpec; 
           </>
         )}
       </dd>
-      <dd class="value-span">{spanText()}</dd>
+      <dd class="value-span">{span ? formatSpan(span, spec.decimals) : t("value.spanNone")}</dd>
     </div>
   );
 }
@@ -75,19 +70,24 @@ function Extra({ machine, name, unit }: { machine: Machine; name: string; unit: 
 }
 
 export function LiveValues({ machine, history }: { machine: Machine; history: History }) {
-  void history.version.value;
   const ms = machine.sampleMs.value;
   const age = ms === null ? 0 : clock.value - ms;
   const old = age > AGE_SHOWN_MS;
   const grey = machine.stale.value || connection.value.state === "lost" || age > 5_000;
   return (
     <section class="values" aria-label={t("values.title")} data-testid="values" data-stale={grey}>
+      <div class="chart-head">
+        <h2>{t("values.title")}</h2>
+        <span class="chart-note">
+          {history.zoom ? t("values.noteZoomed") : t("values.note", { range: t(`range.${history.range}`) })}
+        </span>
+      </div>
       {GROUPS.map((group) => (
-        <div key={group.title} class="value-group">
-          <h2>
+        <div key={group.title} class="value-group" data-group={group.title}>
+          <h3>
             {t(group.title)}
             {old && <span class="value-age">{t("age.short", { duration: formatDuration(age) })}</span>}
-          </h2>
+          </h3>
           <dl>
             {group.specs.map((spec) => (
               <Value key={spec.field} machine={machine} spec={spec} history={history} />

@@ -38,7 +38,7 @@ function KnownMachine({ machine }: { machine: Machine }) {
   const range = readRange(param("range"));
   const [from, to] = [param("from"), param("to")];
   const zoom = useMemo(() => readZoom(from, to), [from, to]);
-  const { history, loading, error, retry } = useHistory(machine.id, range, zoom);
+  const { history, loading, error, retry } = useHistory(machine, range, zoom);
   const late = useDelayed(loading);
   const group = useMemo(() => new ChartGroup(zoomTo, resetZoom), []);
   return (

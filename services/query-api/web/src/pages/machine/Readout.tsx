@@ -1,12 +1,12 @@
 /** What every signal was at the cursor's time: follows the cursor, on the side where there is room. */
 import type { ChartGroup } from "../../charts/group";
-import { formatNumber } from "../../format/number";
 import { clockTime, fullTime } from "../../format/time";
 import { t } from "../../messages/language";
 import { StateMark } from "../../states/StateMark";
 import { toState } from "../../states/states";
 import { stateWord } from "../../states/stateText";
 import { CHARTS, withUnit, type ChartSpec } from "./fields";
+import { formatSpan } from "./spanOf";
 import type { History } from "./useHistory";
 
 function valueText(history: History, spec: ChartSpec, index: number): string {
@@ -19,7 +19,7 @@ function spanText(history: History, spec: ChartSpec, index: number): string {
   const low = min[index] ?? null;
   const high = max[index] ?? null;
   if (low === null || high === null || low === high) return "";
-  return `${formatNumber(low, spec.decimals)} – ${formatNumber(high, spec.decimals)}`;
+  return formatSpan({ min: low, max: high }, spec.decimals);
 }
 
 /** The same for screen readers, in one sentence. */
@@ -36,6 +36,7 @@ const WIDTH = 280;
 const DISTANCE = 12;
 
 export function Readout({ history, group }: { history: History; group: ChartGroup }) {
+  void history.version.value;
   const cursor = group.cursor.value;
   const time = cursor && history.series.times[cursor.index];
   if (!cursor || time === null || time === undefined) return null;

@@ -4,7 +4,8 @@ import { useEffect, useRef } from "preact/hooks";
 import { extentOf, paintPath } from "../../charts/paintPath";
 import { shownTheme } from "../../frame/theme";
 import { formatNumber } from "../../format/number";
-import { clock, serverNow } from "../../live/clock";
+import { clock } from "../../live/clock";
+import { knownUntil } from "../../live/connection";
 import { drawSoon, forgetDraw } from "../../live/draw";
 import { language, t } from "../../messages/language";
 import { PATH_SPAN_MS, type History } from "./useHistory";
@@ -19,7 +20,7 @@ export function ToolPath({ history }: { history: History }) {
   useEffect(() => {
     const element = canvas.current;
     if (!element) return;
-    const draw = () => paintPath(element, history.path, serverNow(), PATH_SPAN_MS);
+    const draw = () => paintPath(element, history.path, knownUntil(), PATH_SPAN_MS);
     const stop = effect(() => {
       void [history.version.value, clock.value, shownTheme.value, language.value];
       drawSoon(draw);
@@ -32,7 +33,7 @@ export function ToolPath({ history }: { history: History }) {
       forgetDraw(draw);
     };
   }, [history]);
-  const extent = extentOf(history.path, serverNow() - PATH_SPAN_MS);
+  const extent = extentOf(history.path, knownUntil() - PATH_SPAN_MS);
   const label = extent
     ? t("path.label", { seconds: SECONDS, x0: mm(extent.x0), x1: mm(extent.x1), y0: mm(extent.y0), y1: mm(extent.y1) })
     : t("path.none", { seconds: SECONDS });

@@ -1,3 +1,4 @@
+import { formatNumber } from "../../format/number";
 import type { Column } from "../../live/buckets";
 
 export interface Span {
@@ -21,4 +22,10 @@ export function spanOf(column: Column): Span | null {
     count++;
   }
   return count === 0 ? null : { min, mean: sum / count, max };
+}
+
+/** "2,310 – 2,690"; one number where both ends read the same. */
+export function formatSpan({ min, max }: { min: number; max: number }, decimals: number): string {
+  const [low, high] = [formatNumber(min, decimals), formatNumber(max, decimals)];
+  return low === high ? low : `${low} – ${high}`;
 }

@@ -3,9 +3,11 @@ import { signal, type Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { ApiError, getSamples, getSeries } from "../../api/client";
 import type { Sample } from "../../api/types";
+import type { Window } from "../../charts/holes";
 import { BucketSeries } from "../../live/buckets";
 import { serverNow } from "../../live/clock";
-import { listen, recoveries } from "../../live/connection";
+import { knownUntil, listen, recoveries } from "../../live/connection";
+import type { Machine } from "../../live/fleet";
 import { PointRing } from "../../live/ring";
 import { HISTORY_FIELDS } from "./fields";
 import { POINTS, RANGES, type RangeName, type Zoom } from "./range";
@@ -26,7 +28,7 @@ export interface History {
   readonly range: RangeName;
   readonly zoom: Zoom | null;
   /** The window to draw, epoch ms; its end moves with the clock unless zoomed. */
-  window(): { fromMs: number; toMs: number };
+  window(): Window;
 }
 
 export interface HistoryLoading {
@@ -36,7 +38,7 @@ export interface HistoryLoading {
   retry: () => void;
 }
 
-function createHistory(range: RangeName, zoom: Zoom | null): History {
+function createHistory(machine: Machine, range: RangeName, zoom: Zoom | null): History {
   const spanMs = RANGES[range];
   return {
     // Two spare buckets: the API may align its buckets before `from`.
@@ -46,8 +48,9 @@ function createHistory(range: RangeName, zoom: Zoom | null): History {
     range,
     zoom,
     window: () => {
-      const nowMs = serverNow();
-      return zoom ?? { fromMs: nowMs - spanMs, toMs: nowMs };
+      const nowMs = knownUntil();
+      const ends = zoom ?? { fromMs: nowMs - spanMs, toMs: nowMs };
+      return { ...ends, live: zoom === null, lastMs: machine.sampleMs.peek() };
     },
   };
 }
@@ -95,8 +98,9 @@ async function load(id: string, history: History, abort: AbortSignal): Promise<v
 }
 
 /** `zoom` must stay the same object as long as it says the same. */
-export function useHistory(id: string, range: RangeName, zoom: Zoom | null): HistoryLoading {
-  const history = useMemo(() => createHistory(range, zoom), [range, zoom]);
+export function useHistory(machine: Machine, range: RangeName, zoom: Zoom | null): HistoryLoading {
+  const { id } = machine;
+  const history = useMemo(() => createHistory(machine, range, zoom), [machine, range, zoom]);
   const receiver = useMemo(() => createReceiver(id, history), [id, history]);
   const [loaded, setLoaded] = useState<History | null>(null);
   const [error, setError] = useState<ApiError | null>(null);

@@ -1,0 +1,255 @@
+"""What holds for every route: problems, limits, headers, metrics, the OpenAPI document."""
+
+import asyncio
+import socket
+from datetime import UTC, datetime
+
+import asyncpg
+import pytest
+
+from cncmon_api.database import Database
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/v1/nothing", 404),
+        ("GET", "/api/nothing", 404),
+        ("GET", "/nothing.js", 404),
+        ("GET", "/../../etc/passwd.txt", 404),
+        ("GET", "/api/v1/machines/nobody/samples", 404),
+        ("POST", "/api/v1/machines", 405),
+        ("DELETE", "/api/v1/machines/m1/samples", 405),
+        ("PUT", "/", 405),
+    ],
+)
+async def test_errors_are_problems(api, method, path, status):
+    answer = await api.http.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail", "instance"}
+    assert problem["status"] == status
+    assert all(isinstance(problem[name], str) and problem[name] for name in ("type", "title", "detail", "instance"))
+    if status == 405:
+        assert "GET" in answer.headers["allow"]
+
+
+async def test_an_internal_error_tells_nothing(start_api, monkeypatch):
+    api = await start_api(idle_tick_ms=60_000)
+
+    async def fail(*_args):
+        raise ZeroDivisionError("secret of the house")
+
+    monkeypatch.setattr(Database, "fetch", fail)
+    answer = await api.get("/api/v1/machines/m1/samples")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "secret" not in answer.text
+    assert "ZeroDivision" not in answer.text
+
+
+async def raw(api, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(pause_s)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_bytes_that_are_no_http_get_a_problem(api):
+    answer = await raw(api, b"\x16\x03\x01 hello\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n", id="half a head"),
+        pytest.param(b"GET /api/v1/live HTTP/1.1\r\nContent-Length: 9\r\n\r\n", id="no body"),
+    ],
+)
+async def test_a_request_that_does_not_arrive_is_cut_off(start_api, begin):
+    api = await start_api(header_timeout_ms=300)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await raw(api, begin)
+    assert 0.2 < loop.time() - begun < 5
+
+
+async def test_a_second_request_on_a_connection_has_the_same_limit(start_api):
+    api = await start_api(header_timeout_ms=300)
+    answer = await raw(api, b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /api", pause_s=0.1)
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+async def test_a_live_stream_outlives_the_limit_for_heads(start_api):
+    api = await start_api(header_timeout_ms=200)
+    async with api.live() as stream:
+        await stream.event("machines")
+        with pytest.raises(TimeoutError):
+            await stream.event(timeout=1)
+        assert (await api.json("/api/v1/status"))["live_clients"] == 1
+
+
+async def test_connections_beyond_the_limit_get_a_problem(start_api):
+    api = await start_api(connections_max=8)
+    held = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(8)]
+    await asyncio.sleep(0.1)
+    answer = await raw(api)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in answer
+    for connection in held:
+        connection.close()
+    await asyncio.sleep(0.1)
+    assert (await api.get("/healthz")).status_code == 200
+
+
+async def test_requests_beyond_the_limit_are_refused_while_probes_answer(start_api, database_dsn):
+    api = await start_api(concurrent_requests_max=3, pool_size=4, idle_tick_ms=60_000)
+    blocker = await asyncpg.connect(database_dsn)
+    async with blocker.transaction():
+        await blocker.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(api.get("/api/v1/machines/m1/samples")) for _ in range(3)]
+        await asyncio.sleep(0.3)
+        refused = await api.get("/api/v1/machines/m1/samples")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["title"] == "Too many requests at once"
+        assert (await api.get("/healthz")).status_code == 200
+    assert {(await task).status_code for task in waiting} == {404}
+    await blocker.close()
+
+
+async def test_a_flood_is_answered_or_refused(start_api, store):
+    api = await start_api(concurrent_requests_max=16)
+    await store.machines("m1")
+    begun = asyncio.get_running_loop().time()
+    request = b"GET /api/v1/machines/m1/series HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers = await asyncio.gather(*(raw(api, request) for _ in range(500)))
+    assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+    assert asyncio.get_running_loop().time() - begun < 20
+    assert (await api.get("/api/v1/machines")).status_code == 200
+
+
+async def test_security_headers_on_every_answer(api):
+    for path in ("/", "/api/v1/machines", "/api/v1/nothing", "/healthz"):
+        headers = (await api.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        assert headers["referrer-policy"] == "same-origin"
+        assert "server" not in headers
+
+
+async def test_other_origins_only_where_the_setting_names_them(start_api):
+    origin = {"Origin": "https://wall.example"}
+    closed = await (await start_api()).http.get("/api/v1/status", headers=origin)
+    assert "access-control-allow-origin" not in closed.headers
+    open_ = await start_api(cors_origins=("https://wall.example",))
+    answer = await open_.http.get("/api/v1/status", headers=origin)
+    assert answer.headers["access-control-allow-origin"] == "https://wall.example"
+    other = await open_.http.get("/api/v1/status", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_metrics_count_by_route_template(api):
+    for number in range(3):
+        await api.get(f"/api/v1/machines/guess-{number}/samples")
+        await api.get(f"/nowhere/{number}.txt")
+    text = (await api.get("/metrics")).text
+    assert 'route="/api/v1/machines/{machine_id}/samples",status="404"' in text
+    assert "guess-" not in text
+    assert "nowhere" not in text
+    assert "cncmon_api_database_up 1.0" in text
+
+
+def check(schema: dict, value, document: dict, path: str = "$") -> None:
+    """Validate a JSON value against the part of JSON Schema that our document uses; any other keyword is an error."""
+    if "$ref" in schema:
+        return check(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], value, document, path)
+    known = {"title", "description", "type", "properties", "required", "items", "anyOf", "enum", "additionalProperties",
+             "format", "minimum", "maximum", "pattern"}  # fmt: skip
+    assert set(schema) <= known, (path, schema)
+    if "anyOf" in schema:
+        errors = []
+        for choice in schema["anyOf"]:
+            try:
+                return check(choice, value, document, path)
+            except AssertionError as error:
+                errors.append(error)
+        raise AssertionError(path, value, errors)
+    if "enum" in schema:
+        assert value in schema["enum"], (path, value)
+    types = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+        "null": type(None),
+    }
+    if "type" in schema:
+        assert isinstance(value, types[schema["type"]]), (path, value, schema)
+        assert not (isinstance(value, bool) and schema["type"] != "boolean"), (path, value, schema)
+    if schema.get("format") == "date-time":
+        assert datetime.fromisoformat(value).utcoffset() is not None
+    if isinstance(value, dict):
+        properties, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
+        assert set(schema.get("required", ())) <= set(value), (path, value)
+        assert not properties or set(value) <= set(properties), (path, set(value) - set(properties))
+        for name, item in value.items():
+            check(properties.get(name, rest if isinstance(rest, dict) else {}), item, document, f"{path}.{name}")
+    for number, item in enumerate(value if isinstance(value, list) else []):
+        check(schema.get("items", {}), item, document, f"{path}[{number}]")
+    return None
+
+
+async def test_the_document_describes_the_bytes(api, store):
+    document = await api.json("/openapi.json")
+    assert document["openapi"].startswith("3.1.")
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    await store.machines("m1", "m2")
+    values = {"temperature": 20.0, "machine_state": "running", "mode": "AUTOMATIC", "extras": '{"a": [1, "b"]}'}
+    await store.samples({"machine_id": "m1", "time": datetime.now(UTC)} | values)
+    await asyncio.sleep(0.2)
+    for path, operations in document["paths"].items():
+        responses = operations["get"]["responses"]
+        assert "422" not in responses
+        if path == "/api/v1/live":
+            continue
+        url = path.replace("{machine_id}", "m1")
+        check(responses["200"]["content"]["application/json"]["schema"], await api.json(url), document)
+        for code, bad in {"400": f"{url}?from=x", "404": path.replace("{machine_id}", "none")}.items():
+            if code in responses:
+                answer = await api.http.get(bad)
+                assert str(answer.status_code) == code
+                check(responses[code]["content"]["application/problem+json"]["schema"], answer.json(), document)
+    schemas = {"machines": "MachineInfos", "samples": "LiveSamples"}
+    async with api.live() as stream:
+        for name, schema in schemas.items():
+            check(document["components"]["schemas"][schema], (await stream.event(name)).data, document)
+
+
+async def test_every_reference_of_the_document_resolves(api):
+    document = await api.json("/openapi.json")
+
+    def walk(node) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                assert node["$ref"].rsplit("/", 1)[-1] in document["components"]["schemas"]
+            for item in node.values():
+                walk(item)
+        elif isinstance(node, list):
+            for item in node:
+                walk(item)
+
+    walk(document)
+    names = {p["name"]: p for p in document["paths"]["/api/v1/machines/{machine_id}/samples"]["get"]["parameters"]}
+    assert set(names) == {"machine_id", "from", "to", "limit", "cursor", "if-none-match"}
+    assert (names["limit"]["schema"]["minimum"], names["limit"]["schema"]["maximum"]) == (1, 10_000)

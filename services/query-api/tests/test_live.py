@@ -1,0 +1,152 @@
+"""GET /api/v1/live: what comes, in which order, and who is cut off."""
+
+import asyncio
+import socket
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+
+def row(machine: str, age_s: float = 0, state: str = "running", **values) -> dict:
+    time = datetime.now(UTC) - timedelta(seconds=age_s)
+    return {"machine_id": machine, "time": time, "machine_state": state, **values}
+
+
+async def test_machines_first_then_the_newest_samples_then_news(api, store):
+    await store.machines("m1", "m2")
+    await store.samples(row("m1", 3, temperature=1.0), row("m1", 2, temperature=2.0))
+    await asyncio.sleep(0.2)
+    async with api.live() as stream:
+        first = await stream.event()
+        assert first.name == "machines"
+        assert [machine["id"] for machine in first.data["machines"]] == ["m1", "m2"]
+        assert set(first.data["machines"][0]) == {"id", "site", "edge", "state", "state_since", "stale"}
+        second = await stream.event()
+        assert (second.name, [s["temperature"] for s in second.data["samples"]]) == ("samples", [2.0])
+        await store.samples(row("m1", 1, temperature=3.0), row("m1", 0.5, temperature=4.0))
+        assert [s["temperature"] for s in (await stream.event("samples")).data["samples"]] == [4.0]
+    assert stream.comments[0] == "retry: 2000"
+
+
+async def test_every_all_gives_each_new_sample_in_order_of_the_named_machines_only(api, store):
+    await store.machines("m1", "m2", "m3")
+    await store.samples(row("m1", 100), row("m2", 100), row("m3", 100))
+    await asyncio.sleep(0.2)
+    async with api.live(machines="m1,m2", every="all") as stream:
+        first = await stream.event("machines")
+        assert [machine["id"] for machine in first.data["machines"]] == ["m1", "m2"]
+        await store.samples(*(row(m, 90 - n / 10, temperature=n) for n in range(200) for m in ("m1", "m2", "m3")))
+        got: dict[str, list[float]] = {"m1": [], "m2": []}
+        while sum(map(len, got.values())) < 400:
+            for sample in (await stream.event("samples")).data["samples"]:
+                got[sample["machine_id"]].append(sample["temperature"])
+        assert got == {"m1": list(range(200)), "m2": list(range(200))}
+
+
+async def test_late_rows_do_not_go_to_live(api, store):
+    await store.machines("m1")
+    await store.samples(row("m1", 5, temperature=1.0))
+    await asyncio.sleep(0.2)
+    async with api.live(machines="m1", every="all") as stream:
+        await store.samples(row("m1", 3600, temperature=-1.0))
+        await asyncio.sleep(0.2)
+        await store.samples(row("m1", 1, temperature=2.0))
+        assert [s["temperature"] for s in (await stream.event("samples")).data["samples"]] == [2.0]
+
+
+async def test_clocks_that_are_wrong_do_not_stop_live(api, store):
+    await store.machines("behind", "ahead")
+    await store.samples(row("behind", 7200, temperature=1.0), row("ahead", -7200, temperature=1.0))
+    async with api.live() as stream:
+        await stream.event("samples")
+        await store.samples(row("behind", 7199, temperature=2.0), row("ahead", -7201, temperature=2.0))
+        got = (await stream.event("samples")).data["samples"]
+        assert {sample["machine_id"]: sample["temperature"] for sample in got} == {"behind": 2.0, "ahead": 2.0}
+
+
+async def test_a_change_of_state_set_or_staleness_sends_the_machines(start_api, store):
+    api = await start_api(stale_after_ms=1500)
+    await store.machines("m1")
+    await store.samples(row("m1"))
+    async with api.live() as stream:
+        first = await stream.event("machines")
+        assert first.data["machines"][0]["state"] == "running"
+        await store.samples(row("m1", state="alarm"))
+        assert (await stream.event("machines")).data["machines"][0]["state"] == "alarm"
+        await store.machines("m2")
+        assert [m["id"] for m in (await stream.event("machines")).data["machines"]] == ["m1", "m2"]
+        stale = (await stream.event("machines")).data["machines"][0]
+        assert (stale["state"], stale["stale"]) == ("offline", True)
+
+
+async def test_nothing_new_sends_nothing(api, store):
+    await store.machines("m1")
+    await store.samples(row("m1", 60))
+    async with api.live() as stream:
+        await stream.event("samples")
+        with pytest.raises(TimeoutError):
+            await stream.event(timeout=0.5)
+
+
+async def test_an_idle_stream_has_a_heartbeat(api, store, monkeypatch):
+    monkeypatch.setattr("cncmon_api.sse.HEARTBEAT_S", 0.1)
+    async with api.live() as stream:
+        await asyncio.sleep(0.5)
+        assert ": heartbeat" in stream.comments
+
+
+async def test_streams_beyond_the_limit_are_refused_and_a_place_becomes_free(start_api):
+    api = await start_api(live_clients_max=2)
+    async with api.live() as one, api.live():
+        refused = await api.get("/api/v1/live")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["detail"].startswith("There are 2 live streams")
+        await one.event("machines")
+    await asyncio.sleep(0.2)
+    async with api.live() as stream:
+        await stream.event("machines")
+    await asyncio.sleep(0.2)
+    assert (await api.json("/api/v1/status"))["live_clients"] == 0
+
+
+async def test_a_client_that_does_not_read_is_dropped_and_others_are_not(start_api, store):
+    api = await start_api(live_queue_max=5, tick_ms=50)
+    await store.machines("m1")
+    before = await api.metric("cncmon_api_live_clients_dropped_total")
+    with socket.create_connection(("127.0.0.1", api.port)) as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.sendall(b"GET /api/v1/live?machines=m1&every=all HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with api.live(machines="m1", every="all") as reader, asyncio.timeout(60):
+            seen = sent = 0
+            while await api.metric("cncmon_api_live_clients_dropped_total") == before:
+                await store.samples(*(row("m1", program="x" * 1000) for _ in range(300)))
+                sent += 1
+                while seen < sent:
+                    await reader.event("samples")
+                    seen += 1
+    assert (await api.json("/api/v1/status"))["live_clients"] <= 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"every": "all"}, {"every": "some"}, {"every": "all", "machines": ",".join(map(str, range(21)))},
+     {"machines": ",".join(map(str, range(501)))}],
+    ids=["all without machines", "unknown", "all of 21", "501"],
+)  # fmt: skip
+async def test_what_cannot_be_used_is_refused(api, query):
+    answer = await api.get("/api/v1/live", **query)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_open_streams_end_at_once_when_the_service_stops(start_api):
+    api = await start_api()
+    async with api.live() as one, api.live(machines="m1", every="all") as two:
+        await one.event("machines")
+        await two.event("machines")
+        begun = asyncio.get_running_loop().time()
+        stopping = asyncio.create_task(api.stop())
+        await one.ended()
+        await two.ended()
+        await stopping
+        assert asyncio.get_running_loop().time() - begun < 3

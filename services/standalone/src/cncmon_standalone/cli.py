@@ -1,0 +1,212 @@
+"""The `cncmon` command line. What a command needs is imported when it runs, so that `--help` answers at once."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cncmon_standalone.duration import parse as parse_duration
+from cncmon_standalone.errors import StandaloneError
+
+app = typer.Typer(
+    name="cncmon",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="CNC Monitor on one machine: the whole system, with its own NATS and PostgreSQL, one process per service.",
+    epilog="First look: cncmon demo. Your own machines: cncmon up -f machines.yaml.",
+)
+dlq = typer.Typer(no_args_is_help=True, help="Dead letters: samples and messages that could not be stored.")
+app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay.")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Data folder.", show_default="the one that runs, or the user's own"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+ApiPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the page and the API.")]
+NatsPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of NATS.")]
+PostgresPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of PostgreSQL.")]
+Workers = Annotated[int, typer.Option(min=1, max=16, help="Ingest workers, side by side.")]
+Killable = Literal["agent", "ingest", "nats", "postgres"]
+
+
+@app.command(short_help="Simulated machines, live in the browser.")
+def demo(
+    machines: Annotated[int, typer.Option(min=1, max=500, help="Simulated machines.")] = 5,
+    hz: Annotated[float, typer.Option(min=0.01, max=100, help="Samples a second of each machine.")] = 2.0,
+    behaviour: Annotated[
+        Literal["shop", "reference"],
+        typer.Option(help="shop: jobs, tool wear, alarms, breaks. reference: fixed sine waves and states."),
+    ] = "shop",
+    seed: Annotated[int, typer.Option(help="Same seed, same story.")] = 1,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--for",
+            parser=_seconds,
+            metavar="DURATION",
+            help="Stop after 30s, 5m, 1h30m … and prove that nothing was lost or doubled.",
+            show_default="until Ctrl-C",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --for: print the figures as one JSON object, progress on stderr.")
+    ] = False,
+    kill: Annotated[
+        Killable | None,
+        typer.Option(
+            help="With --for: kill -9 this part half-way. With 'agent', only what the stream had acknowledged counts "
+            "as accepted: the agent keeps its samples in memory.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Data folder, kept.", show_default="a fresh one, removed at the end"),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page where there is a display.")
+    ] = True,
+    workers: Workers = 1,
+    api_port: ApiPort = 8480,
+) -> None:
+    """Simulated machines, live in the browser: real Modbus, NATS and PostgreSQL, nothing mocked.
+
+    Exit status with --for: 0 when every accepted sample is stored exactly once as the machine gave it, or is a listed
+    dead letter or gap; 1 when samples were lost, doubled or changed.
+    """
+    from cncmon_standalone.demo import run as command
+
+    options = command.Options(
+        machines=machines,
+        hz=hz,
+        behaviour=behaviour,
+        seed=seed,
+        seconds=duration,
+        as_json=as_json,
+        kill=kill,
+        data=data,
+        browser=browser,
+        workers=workers,
+        api_port=api_port,
+    )
+    raise typer.Exit(_run(command.run(options)))
+
+
+@app.command(short_help="Your own machines, until Ctrl-C.")
+def up(
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "-f", "--file", metavar="FILE_OR_DIR", exists=True, help="Machine documents (YAML), or a folder of them."
+        ),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Data folder.", show_default="the user's own")
+    ] = None,
+    workers: Workers = 1,
+    api_port: ApiPort = 8480,
+    nats_port: NatsPort = 8481,
+    postgres_port: PostgresPort = 8482,
+) -> None:
+    """Your own machines: reads them, stores, shows the page, until Ctrl-C."""
+    from cncmon_standalone import up as command
+
+    _run(command.run(command.Options(files, data, api_port, nats_port, postgres_port, workers)))
+
+
+@app.command(short_help="What runs, its addresses, what waits.")
+def status(data: Data = None, as_json: Json = False) -> None:
+    """What runs, its addresses, how much waits to be stored, and the machines. Exit status 3 when nothing runs."""
+    from cncmon_standalone import status as command
+
+    _run(command.run(data, as_json=as_json))
+
+
+@app.command()
+def down(data: Data = None) -> None:
+    """Stop what runs, in order."""
+    from cncmon_standalone import down as command
+
+    command.run(data)
+
+
+@app.command(short_help="Check everything, and say what to do.")
+def doctor(
+    data: Data = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("-f", "--file", metavar="FILE_OR_DIR", exists=True, help="Machine documents to check as well."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, your documents and what runs, and say what to do. Exit status 1 when a check fails."""
+    from cncmon_standalone.doctor import run as command
+
+    raise typer.Exit(_run(command.run(data, files or [], as_json=as_json)))
+
+
+@dlq.command("ls")
+def dlq_ls(
+    data: Data = None,
+    every: Annotated[bool, typer.Option("--all", help="Those replayed already, too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, newest first."""
+    from cncmon_standalone import dead_letters as command
+
+    _run(command.ls(data, every=every, limit=limit, as_json=as_json))
+
+
+@dlq.command("show")
+def dlq_show(id_: Annotated[int, typer.Argument(metavar="ID")], data: Data = None, as_json: Json = False) -> None:
+    """Show one dead letter: reason, headers, bytes."""
+    from cncmon_standalone import dead_letters as command
+
+    _run(command.show(data, id_, as_json=as_json))
+
+
+@dlq.command("replay")
+def dlq_replay(
+    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Try to store dead letters again. Exit status 1 when one of them is still refused."""
+    from cncmon_standalone import dead_letters as command
+
+    raise typer.Exit(_run(command.replay(data, ids or [], every=every, as_json=as_json)))
+
+
+def _run[T](work: Coroutine[None, None, T]) -> T:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Run a command; what the user can act on is told in a sentence, without a traceback."""
+    try:
+        app()
+    except StandaloneError as error:
+        print(f"cncmon: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        sys.exit(141)  # the reader of our output left (128 + SIGPIPE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The agent's accepted log: which samples it took on, in which batch, and which batches the stream acknowledged.
+
+JSON lines: `{"epoch","seq","kind","base","samples":[[machine_id, poll_counter|null, timestamp],…]}` when a batch is in
+the agent's buffer, `{"epoch","seq","acked": stream_seq}` when the stream has it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cncmon_standalone.errors import StandaloneError
+
+
+class Place(NamedTuple):
+    """Where a sample is: its batch, and its frame in it."""
+
+    epoch: int
+    seq: int
+    frame: int
+
+
+class Taken(NamedTuple):
+    """A sample that the agent accepted. counter is None for one that no poll answered: the machine was offline."""
+
+    machine_id: str
+    counter: int | None
+    timestamp: datetime
+    place: Place
+
+
+class _Line(msgspec.Struct):
+    epoch: int
+    seq: int
+    kind: str = "samples"
+    base: int = 0
+    samples: list[tuple[str, int | None, datetime]] = []
+    acked: int | None = None
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+class AcceptedLog:
+    """A log that is complete, or that a killed agent has torn (`torn`: lines that end early are no error).
+
+    acked_only: take a batch as accepted only once the stream had acknowledged it, which is all that an agent without a
+    disk can promise when it is killed.
+    """
+
+    def __init__(self, path: Path, *, acked_only: bool = False) -> None:
+        self._path = path
+        self._acked_only = acked_only
+        self._acked: set[tuple[int, int]] = set()
+        if acked_only:
+            self._acked = {(line.epoch, line.seq) for line in self._lines() if line.acked is not None}
+
+    def samples(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Taken]:
+        """Yield the accepted samples of the machines that are wanted."""
+        for line in self._lines():
+            if line.acked is not None or (self._acked_only and (line.epoch, line.seq) not in self._acked):
+                continue
+            for frame, (machine_id, counter, timestamp) in enumerate(line.samples):
+                if wanted(machine_id):
+                    yield Taken(machine_id, counter, timestamp, Place(line.epoch, line.seq, frame))
+
+    def machines(self) -> Counter[str]:
+        """Return how many samples of each machine there are."""
+        return Counter(sample.machine_id for sample in self.samples())
+
+    def _lines(self) -> Iterator[_Line]:
+        with self._path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    yield _decode(text)
+                except msgspec.MsgspecError as error:
+                    if not self._acked_only:
+                        raise StandaloneError(f"the agent's accepted log {self._path}:{number}: {error}") from error
+                    # What the killed agent was writing; the next start's first line may hang on to it.
+                    start = text.rfind(b'{"epoch"')
+                    if start > 0:
+                        yield _decode(text[start:])
