@@ -17,6 +17,6 @@ lint: ## ruff, mypy --strict, import-linter, TypeScript
 fmt: ## format the Python code
 	@scripts/setup.sh dev && .venv/bin/ruff check --fix-only --quiet . ; .venv/bin/ruff format .
 bench: ## measure against limits of the same run (ARGS=--quick)
-	@scripts/setup.sh run && .venv/bin/python -m tests.bench $(ARGS)
+	@scripts/bench.sh $(ARGS)
 clean: ## remove everything that setup and tests made
 	@git clean -fdXq

@@ -49,6 +49,8 @@ install() { # name of the requirements file
     say "Installing the services"
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         $(for service in services/*/pyproject.toml; do echo "-e $(dirname "$service")"; done)
+    # The benchmarks and the tests' own tools are imported from where they lie.
+    pwd | sed 's#$#/tests#' >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cncmon_tests.pth"
     echo "$stamp" >".venv/$1.stamp"
 }
 

@@ -17,6 +17,7 @@ from cncmon_core.events import Event, encode_event
 from cncmon_core.frames import join
 from cncmon_core.watermark import Watermark, decode_watermark
 from cncmon_ingest import dlq, leader
+from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.migrate import migrate
@@ -80,7 +81,7 @@ async def test_delivery_b1_what_is_at_or_under_the_watermark_is_not_new(
     assert await leader.advance(database) == {names.Origin("hall", "e1")}
     assert await count(database, "ledger") == 0, "pruned"
     outcome = await store.write([message(seq, [frame(seq)]) for seq in (2, 3, 4)])
-    assert [m.identity.seq for m in outcome.new] == [4]
+    assert [m.identity and m.identity.seq for m in outcome.new] == [4]
     assert await count(database) == 4
     assert [row["seq"] for row in await database.fetch("SELECT seq FROM ledger")] == [4]
     await store.close()
@@ -334,7 +335,7 @@ async def test_delivery_b8_a_worker_cut_off_alone_gives_its_messages_back(
         async def away() -> None:
             raise OutageError("this worker alone is cut off")
 
-        worker._connected = away  # type: ignore[method-assign]
+        worker._connected = away  # type: ignore[method-assign]  # cut off by hand
         for seq in range(2, 20):
             await publish_batch(nats_client, seq, [frame(seq)])
         await asyncio.sleep(0.5)
@@ -518,10 +519,10 @@ async def test_delivery_d2_nothing_uncommitted_is_purged(nats_client: Client, na
     await ingest.prepare(nats_client, settings)
     for seq in range(1, 901):
         await publish_batch(nats_client, seq, [frame(seq)])
-    await leader.care_for_stream(nats_client.jetstream(), settings, floor=0)
+    await care_for_stream(nats_client.jetstream(), settings, floor=0)
     state = (await nats_client.jetstream().stream_info(names.STREAM)).state
     assert (state.first_seq, state.messages) == (1, 900)
-    await leader.care_for_stream(nats_client.jetstream(), settings, floor=50)
+    await care_for_stream(nats_client.jetstream(), settings, floor=50)
     state = (await nats_client.jetstream().stream_info(names.STREAM)).state
     assert (state.first_seq, state.messages) == (51, 850)
 

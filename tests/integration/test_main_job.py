@@ -20,21 +20,17 @@ MACHINES = 8
 
 def simulator(folder: Path, **changes: Any) -> Settings:
     """Machines on free ports, with documents and poll log in a folder."""
-    return Settings(
-        **(
-            {
-                "machines": MACHINES,
-                "site": "hall",
-                "edge": "e1",
-                "port_base": 0,
-                "control_port": -1,
-                "poll_interval_ms": 50,
-                "poll_log": str(folder / "polls.jsonl"),
-                "machines_file": str(folder / "machines.yaml"),
-            }
-            | changes
-        )
-    )
+    settings: dict[str, Any] = {
+        "machines": MACHINES,
+        "site": "hall",
+        "edge": "e1",
+        "port_base": 0,
+        "control_port": -1,
+        "poll_interval_ms": 50,
+        "poll_log": str(folder / "polls.jsonl"),
+        "machines_file": str(folder / "machines.yaml"),
+    }
+    return Settings(**(settings | changes))
 
 
 async def test_every_accepted_sample_is_stored_as_the_controller_answered_it(
@@ -75,7 +71,7 @@ async def test_the_buffer_drains_at_the_watermark(
         async with ingest.running_ingest(nats_url, ours):
 
             async def freed() -> bool:
-                return agent.epochs.current.freed_seq >= held
+                return bool(agent.epochs.current.freed_seq >= held)
 
             await until(freed)
             assert agent.buffer.stats().batches < held

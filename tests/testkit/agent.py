@@ -13,26 +13,22 @@ from cncmon_core import nats_link
 
 def settings_for(folder: Path, **changes: Any) -> AgentSettings:
     """Settings with short intervals, so that a test need not wait."""
-    return AgentSettings(
-        **(
-            {
-                "site": "hall",
-                "edge": "e1",
-                "data_dir": str(folder / "agent"),
-                "linger_ms": 20,
-                "linger_offline_ms": 50,
-                "ack_timeout_ms": 500,
-                "refused_retry_ms": 100,
-                "watermark_poll_ms": 200,
-                "heartbeat_ms": 200,
-                "state_save_ms": 100,
-                "offline_report_ms": 500,
-                "retry_delay_ms_max": 300,
-                "drain_s_max": 5.0,
-            }
-            | changes
-        )
-    )
+    settings: dict[str, Any] = {
+        "site": "hall",
+        "edge": "e1",
+        "data_dir": str(folder / "agent"),
+        "linger_ms": 20,
+        "linger_offline_ms": 50,
+        "ack_timeout_ms": 500,
+        "refused_retry_ms": 100,
+        "watermark_poll_ms": 200,
+        "heartbeat_ms": 200,
+        "state_save_ms": 100,
+        "offline_report_ms": 500,
+        "retry_delay_ms_max": 300,
+        "drain_s_max": 5.0,
+    }
+    return AgentSettings(**(settings | changes))
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,8 @@ EPOCH = 4242
 
 def settings_for(dsn: str, **changes: Any) -> IngestSettings:
     """Settings with short intervals, so that a test need not wait."""
-    return IngestSettings(**({"database_dsn": dsn, "leader_interval_ms": 50, "sweep_interval_ms": 200} | changes))
+    settings: dict[str, Any] = {"database_dsn": dsn, "leader_interval_ms": 50, "sweep_interval_ms": 200}
+    return IngestSettings(**(settings | changes))
 
 
 @contextlib.asynccontextmanager

@@ -49,7 +49,7 @@ class Server:
         deadline = time.monotonic() + START_S_MAX
         while time.monotonic() < deadline:
             if self._process and self._process.poll() is not None:
-                # PostgreSQL after kill -9 waits for the dead server's children; starting again is what a supervisor does.
+                # PostgreSQL after kill -9 waits for the dead server's children: start again, as a supervisor would.
                 time.sleep(0.2)
                 return self.start()
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):

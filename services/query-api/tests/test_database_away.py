@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
+from cncmon_api import samples
 from cncmon_ingest.migrate import migrate
 from testkit.servers import running_postgres
 
@@ -177,3 +178,20 @@ async def test_a_query_that_takes_too_long_is_ended(start_api, database_dsn):
         assert "shorter range" in answer.json()["detail"]
     await blocker.close()
     assert (await api.get("/api/v1/machines/m1/series")).status_code == 200
+
+
+async def test_slow_requests_do_not_stop_live(start_api, database_dsn, monkeypatch):
+    slow_sql = samples._SQL.replace("FROM sensor_data", "FROM sensor_data, pg_sleep(1.5) AS nap")
+    monkeypatch.setattr(samples, "_SQL", slow_sql)
+    api = await start_api(pool_size=2, database_timeout_ms=300)
+    await add(database_dsn, 4)
+    async with api.live(machines="m1") as stream:
+        await stream.event("samples")
+        slow = asyncio.create_task(api.get("/api/v1/machines/m1/samples"))
+        await asyncio.sleep(0.2)
+        await add(database_dsn, 5)
+        assert (await stream.event("samples", 1)).data["samples"][0]["temperature"] == 5
+        refused = await api.get("/api/v1/machines/m1/samples")
+        assert (refused.status_code, refused.json()["title"]) == (503, "Too many requests at once")
+        assert not slow.done()
+    assert (await slow).status_code == 200

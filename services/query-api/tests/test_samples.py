@@ -36,7 +36,7 @@ ROWS = st.lists(
 
 @pytest.fixture
 async def database(database_dsn: str):
-    database = Database(ApiSettings(database_dsn=database_dsn))
+    database = Database(ApiSettings(database_dsn=database_dsn), 2)
     await database.open()
     yield database
     await database.close()
@@ -65,6 +65,15 @@ async def test_pages_joined_are_all_rows_in_order(rows, limits, database, store)
         "SELECT count(*) AS n, to_jsonb(s) AS row FROM sensor_data s WHERE machine_id = $1 GROUP BY 2", machine
     )
     assert sorted(Counter(encode(sample) for sample in walked).values()) == sorted(row["n"] for row in expected)
+
+
+async def test_rows_of_one_time_keep_their_order_when_they_move_in_the_table(database, store):
+    await store.samples(*({"machine_id": "m1", "time": T0, "temperature": float(n)} for n in range(4)))
+    first = await samples.read_page(database, "m1", T0, T0 + timedelta(seconds=1), 2, None)
+    await store.connection.execute("UPDATE sensor_data SET mode = mode WHERE temperature = 0")
+    place = samples.decode_cursor(first.next_cursor)
+    second = await samples.read_page(database, "m1", T0, T0 + timedelta(seconds=1), 2, place)
+    assert [sample.temperature for sample in first.samples + second.samples] == [0, 1, 2, 3]
 
 
 async def fill(store, count: int = 10, machine: str = "m1") -> list[datetime]:

@@ -31,7 +31,7 @@ class _Document(
 class Signal(_Document, frozen=True, kw_only=True):
     """One value of a machine and where its controller keeps it.
 
-    Value = raw * scale + offset, then `enumeration`. Register addresses are the protocol's own, from 0 (not 40001).
+    Value = raw * scale + offset (raw / 10 for a scale of 0.1, which is exact), or `enumeration`'s word. Register addresses are the protocol's own, from 0 (not 40001).
     """
 
     name: Annotated[

@@ -78,7 +78,8 @@ def decode_sample(frame: bytes) -> Sample:
         raise FrameError("nul_character", "a text holds U+0000, which PostgreSQL can't store")
     if len(frame) > TEXT_CHARS_MAX:
         _check_sizes(frame, sample)
-    if len(sample.machine_id.encode()) > MACHINE_ID_BYTES_MAX:
+    # At most four bytes a character: only a long one need be counted.
+    if len(sample.machine_id) * 4 > MACHINE_ID_BYTES_MAX and len(sample.machine_id.encode()) > MACHINE_ID_BYTES_MAX:
         raise FrameError("invalid_field", f"machine_id has more than {MACHINE_ID_BYTES_MAX} bytes")
     return sample
 

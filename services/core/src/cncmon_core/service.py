@@ -53,13 +53,22 @@ async def _main(main: Main, common: ServiceSettings, serve_monitor: bool) -> Non
         loop.add_signal_handler(number, stop.set)
     health = monitor.Health()
     if serve_monitor and common.monitor_port >= 0:
-        port = monitor.serve(health, common.monitor_host, common.monitor_port)
+        port = _serve_monitor(health, common)
         log.info("serving health and metrics", port=port)
     beat = asyncio.create_task(health.beat())
     try:
         await main(health, stop)
     finally:
         beat.cancel()
+
+
+def _serve_monitor(health: monitor.Health, common: ServiceSettings) -> int:
+    try:
+        return monitor.serve(health, common.monitor_host, common.monitor_port)
+    except OSError as error:
+        variable = settings.variable_of("SERVICE", "monitor_port")
+        where = f"{common.monitor_host}:{common.monitor_port}"
+        raise SettingsError(f"{variable}: can't serve health and metrics on {where}: {error.strerror}") from error
 
 
 def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -58,7 +58,7 @@ def build(settings: ApiSettings, health: Health, database: Database, hub: Hub, p
     state = app.state
     state.settings, state.health, state.database, state.hub, state.poller = settings, health, database, hub, poller
     state.site = page.Site(page.STATIC)
-    health.ready_when("database", lambda: database.trouble)
+    health.ready_when("database", lambda: poller.trouble)
     problems.install(app)
     openapi.install(app)
     for router in (routes.router, _probes, page.router):

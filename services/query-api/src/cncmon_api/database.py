@@ -41,8 +41,9 @@ async def _leave_as_is(_connection: Any) -> None:
 class Database:
     """Runs queries; remembers whether the last one could be run at all."""
 
-    def __init__(self, settings: ApiSettings) -> None:
+    def __init__(self, settings: ApiSettings, connections_max: int) -> None:
         self._settings = settings
+        self._connections_max = connections_max
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._said = "not asked yet"
 
@@ -57,7 +58,7 @@ class Database:
         self._pool = await asyncpg.create_pool(
             settings.database_dsn,
             min_size=0,
-            max_size=settings.pool_size,
+            max_size=self._connections_max,
             timeout=settings.database_timeout_ms / 1000,
             reset=_leave_as_is,
             server_settings={

@@ -56,9 +56,10 @@ async def serve(health: Health, stop: asyncio.Event) -> None:
 
 async def run(config: ApiSettings, listener: socket.socket, health: Health, stop: asyncio.Event) -> None:
     """Serve on a bound socket until `stop` is set, then end streams, answers under way and the pool, in this order."""
-    database = Database(config)
+    # Live has a connection of its own: slow requests must not stop it, and it finds out first when the database goes.
+    database, live_database = Database(config, config.pool_size - 1), Database(config, 1)
     hub = Hub(config.live_clients_max, config.live_queue_max)
-    poller = Poller(config, database, hub)
+    poller = Poller(config, live_database, hub)
     app = build(config, health, database, hub, poller)
     server = Server(
         uvicorn.Config(
@@ -76,6 +77,7 @@ async def run(config: ApiSettings, listener: socket.socket, health: Health, stop
         )
     )
     await database.open()
+    await live_database.open()
     try:
         async with asyncio.TaskGroup() as group:
             polling = group.create_task(poller.run())
@@ -87,7 +89,7 @@ async def run(config: ApiSettings, listener: socket.socket, health: Health, stop
             await serving
             polling.cancel()
     finally:
-        await database.close()
+        await asyncio.gather(database.close(), live_database.close())
 
 
 def listen(config: ApiSettings) -> socket.socket:

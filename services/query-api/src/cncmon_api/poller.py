@@ -15,7 +15,7 @@ from typing import Final
 
 from cncmon_api import metrics
 from cncmon_api.database import Database
-from cncmon_api.errors import UnavailableError
+from cncmon_api.errors import DatabaseDownError, UnavailableError
 from cncmon_api.fleet import Fleet, Known
 from cncmon_api.live import Hub
 from cncmon_api.models import Sample
@@ -29,6 +29,7 @@ ROWS_MAX_ALL: Final = 1_000
 LOOKBACK_BATCH: Final = 10
 LOOKBACK_BUDGET_S: Final = 0.2
 """How long one tick may search for beginnings of states before it lets live go first again."""
+_TOO_SLOW: Final = "The database answers too slowly to follow the machines. This service tries again by itself."
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=1)
 
 _MACHINES_SQL: Final = "SELECT machine_id, site, edge FROM machines"
@@ -80,6 +81,11 @@ class Poller:
         self._error: UnavailableError | None = None
         hub.fleet = self.fleet
 
+    @property
+    def trouble(self) -> str | None:
+        """One sentence on what is wrong with the database, or None: the check for readiness."""
+        return self._error.detail if self._error is not None else self._database.trouble
+
     async def run(self) -> None:
         """Tick for ever: often while someone looks, seldom otherwise."""
         while True:
@@ -116,8 +122,8 @@ class Poller:
                 news = await self._read()
             await self._search_beginnings()
         except UnavailableError as error:
-            self._error = error
-            self._hub.tell_unavailable(error.detail)
+            self._error = error if isinstance(error, DatabaseDownError) else DatabaseDownError(_TOO_SLOW)
+            self._hub.tell_unavailable(self._error.detail)
         else:
             self._error = None
             self._hub.tell_news(datetime.now(UTC), news)

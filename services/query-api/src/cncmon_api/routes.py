@@ -166,7 +166,7 @@ async def live(
 async def status(request: Request) -> Response:
     """Tell version, database and load; answers also while the database is away."""
     state = request.app.state
-    trouble = state.database.trouble
+    trouble = state.poller.trouble
     answer = Status(
         version=__version__,
         database=DatabaseStatus(trouble is None, trouble or ""),

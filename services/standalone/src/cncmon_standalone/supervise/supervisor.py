@@ -85,6 +85,9 @@ class Runner:
             self.missing = str(error)
             self.failed.set()
             return str(error)
+        if self._stop.is_set():  # asked while the process was being made, when there was none to stop yet
+            await child.stop(self.part.stop_s_max)
+            return "stopped"
         self._child = child
         self._set(State.STARTING, f"started, pid {child.pid}")
         async with asyncio.TaskGroup() as group:
