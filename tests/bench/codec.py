@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from bench.report import Figure, Report, run
 from cncmon_core import frames
 from cncmon_core.sample import Sample, decode_sample, encode_sample
 from cncmon_ingest import rows
-from bench.report import Figure, Report, run
 
 FRAMES = 500
 """As many as an agent puts into a message at most."""

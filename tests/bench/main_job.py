@@ -17,6 +17,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
+from bench.report import Figure, Report, run
 from cncmon_agent.settings import AgentSettings
 from cncmon_core.frames import join
 from cncmon_ingest.decode import Incoming, Limits, decode
@@ -24,7 +25,6 @@ from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store, connect
 from testkit import ingest
 from testkit.servers import running_nats, running_postgres
-from bench.report import Figure, Report, run
 
 CNCMON = str(Path(sys.executable).parent / "cncmon")
 LOAD = ["--machines", "100", "--hz", "10"]

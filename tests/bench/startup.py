@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from testkit.servers import running_nats, running_postgres
 from bench.report import Figure, Report, run
+from testkit.servers import running_nats, running_postgres
 
 ROOT = Path(__file__).parents[2]
 LIVE = re.compile(r"live after")

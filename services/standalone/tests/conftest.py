@@ -26,28 +26,26 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def _migrated(postgres: Postgres) -> str:
-    """A database with our tables, from which each test's is copied."""
-
     async def make() -> str:
         admin = await asyncpg.connect(postgres.dsn)
-        await admin.execute("CREATE DATABASE migrated")
+        await admin.execute("CREATE DATABASE cncmon")
         await admin.close()
-        connection = await asyncpg.connect(f"{postgres.dsn.rsplit('/', 1)[0]}/migrated")
+        dsn = f"{postgres.dsn.rsplit('/', 1)[0]}/cncmon"
+        connection = await asyncpg.connect(dsn)
         await migrate(connection)
         await connection.close()
-        return "migrated"
+        return dsn
 
     return asyncio.run(make())
 
 
 @pytest.fixture
-async def dsn(postgres: Postgres, _migrated: str) -> AsyncIterator[str]:
-    """The DSN of a fresh database with our tables."""
-    admin = await asyncpg.connect(postgres.dsn)
-    await admin.execute("DROP DATABASE IF EXISTS fresh WITH (FORCE)")
-    await admin.execute(f"CREATE DATABASE fresh TEMPLATE {_migrated}")
-    yield f"{postgres.dsn.rsplit('/', 1)[0]}/fresh"
-    await admin.close()
+async def dsn(_migrated: str) -> str:
+    """The DSN of a database with our tables, empty."""
+    connection = await asyncpg.connect(_migrated)
+    await connection.execute("TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events")
+    await connection.close()
+    return _migrated
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from random import Random
 
 @dataclass
 class Backoff:
-    """Each `next_s()` is drawn from 0 to a bound that doubles from `base_s` to `max_s`.
+    """Each `next_s()` is drawn from a tenth of a bound to the bound, which doubles from `base_s` to `max_s`.
 
-    Full jitter: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    Full jitter less its shortest tenth: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     base_s: float

@@ -99,13 +99,14 @@ def decompress(data: bytes) -> bytes:
                 "too_large", f"{size} bytes decompressed; a message has at most {DECOMPRESSED_BYTES_MAX}"
             )
         decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
-        if size >= 0:
+        if size > 0:
             return decompressor.decompress(data, allow_extra_data=False)
         # The sender did not say how much it is: read one byte past the limit and no further.
         with decompressor.stream_reader(data) as reader:
             payload = reader.read(DECOMPRESSED_BYTES_MAX + 1)
+        if len(payload) <= DECOMPRESSED_BYTES_MAX:
+            # The reader ends quietly where the data does. This call knows the size now, and refuses a cut or a tail.
+            return decompressor.decompress(data, max_output_size=len(payload) + 1, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MessageError("bad_compression", f"not a zstd frame: {error}") from error
-    if len(payload) > DECOMPRESSED_BYTES_MAX:
-        raise MessageError("too_large", f"decompresses to more than {DECOMPRESSED_BYTES_MAX} bytes")
-    return payload
+    raise MessageError("too_large", f"decompresses to more than {DECOMPRESSED_BYTES_MAX} bytes")

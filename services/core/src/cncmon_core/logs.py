@@ -1,13 +1,31 @@
 """JSON logs on standard error, one object a line, for our own code and for every library's logger."""
 
 import logging
+import reprlib
 import sys
 from typing import Any
 
 import msgspec
 import structlog
 
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
+_short = reprlib.Repr(maxlevel=4, maxstring=2000, maxother=2000).repr
+"""A repr that is bounded in length and depth, and that survives an object whose own `__repr__` fails."""
+
+_encode = msgspec.json.Encoder(enc_hook=_short).encode
+
+
+def _line(event: dict[str, Any], **_: Any) -> str:
+    """Return the JSON line of an event; a value that JSON has no form for (a loop, a lone surrogate) as its repr."""
+    try:
+        return _encode(event).decode()
+    except (TypeError, ValueError, RecursionError):
+        return _encode({str(name): _plain(value) for name, value in event.items()}).decode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value if value is None or isinstance(value, (bool, int, float)) else _short(value)
 
 
 def setup(service: str, level: str = "info") -> None:
@@ -37,7 +55,7 @@ def setup(service: str, level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(serializer=lambda event, **_: _encode(event).decode()),
+                structlog.processors.JSONRenderer(serializer=_line),
             ],
         )
     )

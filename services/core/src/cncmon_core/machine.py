@@ -3,6 +3,8 @@
 Field names on the wire are camelCase as everywhere in Kubernetes; in Python they are snake_case.
 """
 
+import math
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -12,6 +14,15 @@ from cncmon_core.names import NAME_CHARS_MAX, NAME_PATTERN
 from cncmon_core.sample import CORE_FIELDS, FIELDS, STATES
 
 API_VERSION: Final = "cncmon.dev/v1alpha1"
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
+
+
+def _check_ends(*names: str) -> None:
+    """Refuse a line break at the end of a name: `$` in Python lets one follow, in JSON Schema (and Kubernetes) it doesn't."""
+    if any(name.endswith("\n") for name in names):
+        raise ValueError("a name can't end in a line break")
+
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=NAME_CHARS_MAX)]
 SIGNALS_MAX: Final = 1000
@@ -73,6 +84,9 @@ class Signal(_Document, frozen=True, kw_only=True):
         | None
     ) = None
 
+    def __post_init__(self) -> None:
+        _check_ends(self.name)
+
     def registers(self) -> int:
         """Return how many registers (or coils) the signal covers."""
         if self.type == "string":
@@ -116,6 +130,9 @@ class ProfileRef(_Document, frozen=True, kw_only=True):
 
     name: Name
 
+    def __post_init__(self) -> None:
+        _check_ends(self.name)
+
 
 class MachineSpec(_Document, frozen=True, kw_only=True):
     """What is to be read of a machine, from where, and how often."""
@@ -131,6 +148,9 @@ class MachineSpec(_Document, frozen=True, kw_only=True):
     ) = None
     display_name: Annotated[str, Meta(max_length=128)] = ""
 
+    def __post_init__(self) -> None:
+        _check_ends(self.site, self.edge)
+
 
 class MachineProfileSpec(_Document, frozen=True, kw_only=True):
     """A register map that many machines share."""
@@ -145,6 +165,9 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: Name
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        _check_ends(self.name)
 
 
 class Machine(_Document, frozen=True, kw_only=True, tag_field="kind", tag="Machine"):
@@ -191,6 +214,8 @@ def problems_of_signals(signals: list[Signal]) -> list[tuple[str, str]]:
             problems.append((f"{path}.name", f"{signal.name!r} is set by the agent, not read from a register"))
         if signal.register + signal.registers() > 65536:
             problems.append((f"{path}.register", f"{signal.register} + {signal.registers()} registers go past 65535"))
+        if not (math.isfinite(signal.scale) and math.isfinite(signal.offset)):
+            problems.append((f"{path}.scale", "scale and offset must be finite numbers"))
         if signal.bit is not None and signal.type not in ("uint16", "bool"):
             problems.append((f"{path}.bit", "a bit is taken from one register: type must be uint16 or bool"))
         if signal.enumeration is not None:
@@ -203,7 +228,7 @@ def problems_of_signals(signals: list[Signal]) -> list[tuple[str, str]]:
 def _problems_of_enumeration(path: str, signal: Signal) -> list[tuple[str, str]]:
     problems = []
     for raw, word in (signal.enumeration or {}).items():
-        if not raw.lstrip("-").isdigit():
+        if not _WHOLE_NUMBER.fullmatch(raw):
             problems.append((f"{path}.enumeration", f"{raw!r} must be a whole number"))
         if signal.name == "machine_state" and word not in STATES:
             problems.append(

@@ -1,5 +1,6 @@
 """Machine documents from YAML files: every fault with its file, line and path, and one bad document spoils no other."""
 
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from cncmon_core.machine import (
 FILE_BYTES_MAX: Final = 16 << 20
 NODES_MAX: Final = 100_000
 """Bounds what aliases of aliases expand to."""
+DEPTH_MAX: Final = 64
+"""Bounds nesting: PyYAML's composer recurses in C, where too deep ends the process."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -72,36 +75,47 @@ def load(paths: Iterable[Path]) -> Machines:
     found = Machines()
     parsed: list[_Parsed] = []
     for path in paths:
-        files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml")) if path.is_dir() else [path]
-        if not files:
-            found.problems.append(Problem(str(path), 0, "", "", "the folder holds no .yaml file"))
-        for file in files:
+        for file in _files_of(path, found.problems):
             parsed += _parse_file(file, found.problems)
     for item in parsed:
         if isinstance(item.document, MachineProfile):
             _add(item, found.profiles, problems_of_signals(item.document.spec.signals), found.problems)
     for item in parsed:
         if isinstance(item.document, Machine):
-            _add(_with_profile(item, found), found.machines, problems_of_spec(item.document.spec), found.problems)
+            item, faults = _with_profile(item, item.document, found.profiles)
+            _add(item, found.machines, faults, found.problems)
     return found
 
 
-def _with_profile(item: _Parsed, found: Machines) -> _Parsed:
-    """Return the machine with its profile's signals, its own signals in place of those of the same name."""
-    document = item.document
-    if not isinstance(document, Machine) or document.spec.profile_ref is None:
-        return item
-    name = document.spec.profile_ref.name
-    profile = found.profiles.get(name)
+def _files_of(path: Path, problems: list[Problem]) -> list[Path]:
+    try:
+        if not path.is_dir():
+            return [path]
+        files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError as error:
+        problems.append(Problem(str(path), 0, "", "", f"can't be read: {error.strerror}"))
+        return []
+    if not files:
+        problems.append(Problem(str(path), 0, "", "", "the folder holds no .yaml file"))
+    return files
+
+
+def _with_profile(
+    item: _Parsed, machine: Machine, profiles: dict[str, MachineProfile]
+) -> tuple[_Parsed, list[tuple[str, str]]]:
+    """Return the machine with its profile's signals, its own in place of those of the same name; and what is wrong with it."""
+    faults = problems_of_spec(machine.spec)
+    if machine.spec.profile_ref is None:
+        return item, faults
+    name = machine.spec.profile_ref.name
+    profile = profiles.get(name)
     if profile is None:
-        known = ", ".join(sorted(found.profiles)) or "none"
-        found.problems.append(
-            item.problem("$.spec.profileRef.name", f"no usable MachineProfile {name!r} in these files; known: {known}")
-        )
-        return item
-    signals = {signal.name: signal for signal in (*profile.spec.signals, *document.spec.signals)}
-    spec: MachineSpec = msgspec.structs.replace(document.spec, signals=list(signals.values()))
-    return _Parsed(msgspec.structs.replace(document, spec=spec), item.file, item.lines)
+        known = ", ".join(sorted(profiles)) or "none"
+        text = f"no usable MachineProfile {name!r} in these files; known: {known}"
+        return item, [*faults, ("$.spec.profileRef.name", text)]
+    signals = {signal.name: signal for signal in (*profile.spec.signals, *machine.spec.signals)}
+    spec: MachineSpec = msgspec.structs.replace(machine.spec, signals=list(signals.values()))
+    return _Parsed(msgspec.structs.replace(machine, spec=spec), item.file, item.lines), faults
 
 
 def _add(item: _Parsed, into: dict[str, Any], faults: list[tuple[str, str]], problems: list[Problem]) -> None:
@@ -109,17 +123,18 @@ def _add(item: _Parsed, into: dict[str, Any], faults: list[tuple[str, str]], pro
     if name in into:
         faults = [*faults, ("$.metadata.name", "another document of this kind has this name already")]
     problems += [item.problem(path, text) for path, text in faults]
-    unresolved = isinstance(item.document, Machine) and not item.document.spec.signals
-    if not faults and not unresolved:
+    if not faults:
         into[name] = item.document
 
 
 def _parse_file(file: Path, problems: list[Problem]) -> list[_Parsed]:
     try:
-        if file.stat().st_size > FILE_BYTES_MAX:
-            problems.append(Problem(str(file), 0, "", "", f"larger than {FILE_BYTES_MAX >> 20} MiB"))
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
+            problems.append(Problem(str(file), 0, "", "", f"no regular file of at most {FILE_BYTES_MAX >> 20} MiB"))
             return []
         text = file.read_text(encoding="utf-8")
+        _check_depth(text)
         nodes = list(yaml.compose_all(text, Loader=_Loader))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(str(file), 0, "", "", f"can't be read: {error}"))
@@ -134,16 +149,30 @@ def _parse_file(file: Path, problems: list[Problem]) -> list[_Parsed]:
     return [parsed for node in nodes for parsed in _parse_node(node, str(file), problems)]
 
 
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_MAX:
+                raise yaml.MarkedYAMLError(None, None, f"nested more than {DEPTH_MAX} deep", event.start_mark)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 def _parse_node(node: Any, file: str, problems: list[Problem]) -> list[_Parsed]:
     if node is None:
         return []
-    lines: dict[str, int] = {}
     first = node.start_mark.line + 1
     try:
-        _index_lines(node, "$", lines, set())
+        lines = _Index(node).lines
         value = _Loader("").construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else first
+        problems.append(Problem(file, line, "", "", f"not usable YAML: {error.problem}"))
+        return []
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problems.append(Problem(file, first, "", "", f"not usable YAML: {getattr(error, 'problem', None) or error}"))
+        problems.append(Problem(file, first, "", "", f"not usable YAML: {error}"))
         return []
     if not isinstance(value, dict) or value.get("kind") not in ("Machine", "MachineProfile"):
         kind = value.get("kind") if isinstance(value, dict) else type(value).__name__
@@ -157,6 +186,8 @@ def _parse_node(node: Any, file: str, problems: list[Problem]) -> list[_Parsed]:
         document = msgspec.convert(_stringify_enumerations(value), Machine | MachineProfile)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
+        what, _, inside = path.partition("` in `")
+        text, path = (f"{text} as {what}", inside) if inside else (text, path)
         path = path.rstrip("`") or "$"
         problems.append(Problem(file, _line_of(path, lines), label, path, _in_plain_words(text)))
         return []
@@ -185,21 +216,42 @@ def _in_plain_words(text: str) -> str:
     )
 
 
-def _index_lines(node: Any, path: str, lines: dict[str, int], above: set[int]) -> None:
-    """Fill `lines` with the line (from 1) of every path in msgspec's notation, such as `$.spec.signals[2].type`."""
-    if id(node) in above:
-        raise ValueError("an anchor that contains itself")
-    if len(lines) > NODES_MAX:
-        raise ValueError(f"more than {NODES_MAX} values in one document (aliases counted each time)")
-    lines[path] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
+class _Index:
+    """The line (from 1) of every path of a document in msgspec's notation, such as `$.spec.signals[2].type`."""
+
+    def __init__(self, node: Any) -> None:
+        """Index a document.
+
+        Raises:
+            yaml.MarkedYAMLError, ValueError: it can't be indexed, and so not used.
+        """
+        self.lines: dict[str, int] = {}
+        self._nodes = 0
+        self._add(node, "$", frozenset())
+
+    def _add(self, node: Any, path: str, above: frozenset[int]) -> None:
+        if id(node) in above:
+            raise ValueError("an anchor that contains itself")
+        self._nodes += 1
+        if self._nodes > NODES_MAX:
+            raise ValueError(f"more than {NODES_MAX} values in one document (aliases counted each time)")
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            self._add_fields(node, path, above | {id(node)})
+        elif isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                self._add(child, f"{path}[{index}]", above | {id(node)})
+
+    def _add_fields(self, node: Any, path: str, above: frozenset[int]) -> None:
+        seen: set[str] = set()
         for key, child in node.value:
-            lines[f"{path}.{key.value}"] = key.start_mark.line + 1
-            _index_lines(child, f"{path}.{key.value}", lines, above | {id(node)})
-            lines[f"{path}.{key.value}"] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, child in enumerate(node.value):
-            _index_lines(child, f"{path}[{index}]", lines, above | {id(node)})
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a field's name must be text", key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+            self.lines[f"{path}.{key.value}"] = key.start_mark.line + 1
+            self._add(child, f"{path}.{key.value}", above)
 
 
 def _line_of(path: str, lines: dict[str, int]) -> int:

@@ -56,6 +56,9 @@ class Health:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A probe that hangs up or says nothing is no news either, and a traceback would break the log's JSON lines."""
+
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 5.0

@@ -34,7 +34,7 @@ def check_name(what: str, name: str) -> str:
     Raises:
         InvalidNameError: says what is allowed.
     """
-    if len(name) > NAME_CHARS_MAX or not _NAME.match(name):
+    if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
         raise InvalidNameError(
             f"{what} {name!r}: use a-z, 0-9 and '-', start and end with a letter or digit, at most {NAME_CHARS_MAX} characters"
         )

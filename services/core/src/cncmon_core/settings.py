@@ -14,7 +14,8 @@ PREFIX = "CNCMON_"
 def load[T: msgspec.Struct](settings: type[T], section: str, environ: Mapping[str, str] | None = None) -> T:
     """Return the settings of a service: field `linger_ms` of section `AGENT` comes from `CNCMON_AGENT_LINGER_MS`.
 
-    Lists are comma-separated. An empty variable counts as not set, so that a chart may leave a value blank.
+    Lists are comma-separated. An empty variable counts as not set, so that a chart may leave a value blank. White space
+    around a value is dropped: a secret made from a file often ends in a newline.
 
     Raises:
         SettingsError: names every variable that can't be used, and why.
@@ -25,15 +26,16 @@ def load[T: msgspec.Struct](settings: type[T], section: str, environ: Mapping[st
     hints = get_type_hints(settings, include_extras=True)
     for field in msgspec.structs.fields(settings):
         variable = variable_of(section, field.name)
-        text = environ.get(variable, "")
-        if not text and not field.required:
+        text = environ.get(variable, "").strip()
+        if not text:
+            if field.required:
+                problems.append(f"{variable} is not set, and there is no default")
             continue
         value: Any = [item.strip() for item in text.split(",") if item.strip()] if _is_list(hints[field.name]) else text
         try:
             values[field.name] = msgspec.convert(value, hints[field.name], strict=False)
         except msgspec.ValidationError as error:
-            said = "is not set" if not text else f"is {text!r}"
-            problems.append(f"{variable} {said}: {error}")
+            problems.append(f"{variable} is {text!r}: {error}")
     if problems:
         raise SettingsError("; ".join(problems))
     return settings(**values)
@@ -52,9 +54,13 @@ def describe(settings: type[msgspec.Struct], section: str) -> list[tuple[str, st
         texts = [
             m.description for m in get_args(hints[field.name])[1:] if isinstance(m, msgspec.Meta) and m.description
         ]
-        default = "" if field.required else _shown(field.default)
+        default = "" if field.required else _shown(_default(field))
         rows.append((variable_of(section, field.name), default, " ".join(texts)))
     return rows
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _shown(default: Any) -> str:

@@ -20,4 +20,16 @@ class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 encode_watermark = msgspec.json.Encoder().encode
-decode_watermark = msgspec.json.Decoder(Watermark).decode
+_decode = msgspec.json.Decoder(Watermark).decode
+
+
+def decode_watermark(data: bytes) -> Watermark:
+    """Return the document.
+
+    Raises:
+        msgspec.MsgspecError: it is none.
+    """
+    try:
+        return _decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"not UTF-8, or nested too deep: {error}") from error

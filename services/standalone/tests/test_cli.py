@@ -1,0 +1,96 @@
+"""The command as a user types it, where nothing has to be started."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def cncmon(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cncmon_standalone.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "100"} | environ,
+    )
+
+
+def test_help_names_every_command() -> None:
+    done = cncmon("--help")
+    assert done.returncode == 0
+    for command in ("demo", "up", "status", "doctor", "dlq", "down"):
+        assert f"\n  {command} " in done.stdout
+    assert "..." not in done.stdout
+
+
+@pytest.mark.parametrize("command", [("demo",), ("up",), ("status",), ("doctor",), ("down",), ("dlq", "replay")])
+def test_each_command_explains_itself(command: tuple[str, ...]) -> None:
+    done = cncmon(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage: " in done.stdout
+
+
+def test_help_comes_at_once() -> None:
+    best_s = min(_timed() for _ in range(3))
+    assert best_s < 0.6  # 0.2 s on an idle machine; an import of a server's library would show here
+
+
+def _timed() -> float:
+    began = time.monotonic()
+    cncmon("--help")
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("demo", "--json"), "--json needs --for"),
+        (("demo", "--kill", "nats"), "--kill needs --for"),
+        (("demo", "--for", "soon"), "'soon' is no duration: write it as 30s"),
+        (("demo", "--kill", "moon", "--for", "5s"), "moon"),
+        (("demo", "--machines", "0"), "--machines"),
+        (("up",), "--file"),
+        (("up", "-f", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("dlq", "replay"), "say which"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(arguments: tuple[str, ...], said: str) -> None:
+    done = cncmon(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("down",), ("dlq", "ls")])
+def test_nothing_runs(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = cncmon(*command, "--data", tmp_path / "none")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("cncmon: cncmon does not run on ")
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_usable_machine_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "machines.yaml"
+    file.write_text("apiVersion: cncmon.dev/v1alpha1\nkind: Machine\nmetadata: {name: Bad Name}\nspec: {}\n")
+    done = cncmon("up", "-f", file, "--data", tmp_path / "data")
+    assert done.returncode == 2
+    assert f"{file}:3: Machine Bad Name metadata.name" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_doctor_for_programs(reachable: Path) -> None:
+    done = cncmon("doctor", "--json", "--data", reachable)
+    found = json.loads(done.stdout)
+    assert set(found) == {"ok", "running", "checks"}
+    assert found["running"] is False
+    assert all(set(check) == {"group", "name", "status", "detail", "remedy"} for check in found["checks"])
+    assert done.returncode == (0 if found["ok"] else 1)
+    assert {check["group"] for check in found["checks"]} == {"installation", "this machine", "ports"}

@@ -1,0 +1,147 @@
+"""The page in a real browser on a real demo: what a visitor sees, and what is seen when parts die."""
+
+import asyncio
+import json
+import re
+import urllib.request
+from typing import Any
+
+import pytest
+from e2e.conftest import Demo
+from playwright.async_api import Page, expect
+
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
+
+STATES = ("running", "idle", "hold", "alarm", "offline")
+
+
+def control(demo: Demo, machine: str, fault: dict[str, Any] | None) -> None:
+    """Set a fault of a simulated machine, or clear its faults."""
+    request = urllib.request.Request(
+        f"{demo.status()['simulator_url']}/machines/{machine}/faults",
+        method="DELETE" if fault is None else "POST",
+        data=None if fault is None else json.dumps(fault).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.status in (200, 201, 204)
+
+
+async def machine_in(page: Page, *states: str) -> str:
+    """Return a machine that is in one of the states now."""
+    for _ in range(300):
+        for state in states:
+            tile = page.locator(f'[data-testid="tile"][data-state="{state}"]').first
+            if await tile.count():
+                name = await tile.get_attribute("data-machine")
+                assert name is not None
+                return name
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"no machine is {' or '.join(states)} within a minute")
+
+
+async def test_wall_shows_five_machines_with_colour_shape_and_word(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    tiles = wide.get_by_test_id("tile")
+    await expect(tiles).to_have_count(5)
+    await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "live")
+    for index in range(5):
+        tile = tiles.nth(index)
+        state = await tile.get_attribute("data-state")
+        assert state in STATES
+        assert state in (await tile.inner_text()).lower(), "never colour alone"
+        assert await tile.locator("svg").count() >= 1
+    counted = 0
+    for state in STATES:
+        text = await wide.get_by_test_id(f"filter-{state}").inner_text()
+        found = re.search(r"\d+", text)
+        assert found is not None
+        counted += int(found.group())
+    assert counted == 5
+
+
+async def test_a_filter_lives_in_the_address_and_hides_no_alarm_silently(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    await expect(wide.get_by_test_id("tile")).to_have_count(5)
+    await wide.get_by_test_id("filter-running").click()
+    await expect(wide).to_have_url(re.compile(r"state=running"))
+    await wide.reload()
+    running = wide.locator('[data-testid="tile"]:not([data-state="running"])')
+    await expect(running).to_have_count(0)
+
+
+async def test_machine_page_is_alive(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    name = await machine_in(wide, "running")
+    await wide.locator(f'[data-testid="tile"][data-machine="{name}"]').click()
+    await expect(wide).to_have_url(re.compile(f"/machines/{name}"))
+    await expect(wide.get_by_test_id("machine-page")).to_have_attribute("data-machine", name)
+    for field in ("spindle_speed", "spindle_load_percent", "temperature", "feed_rate_actual", "total_power_kw"):
+        await expect(wide.get_by_test_id(f"chart-{field}").locator("canvas")).to_be_visible()
+    value = wide.get_by_test_id("value-total_power_kw")
+    first = await value.get_attribute("data-value")
+    await expect(value).not_to_have_attribute("data-value", first or "", timeout=10_000)
+
+
+async def test_the_page_shows_what_the_api_says(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    name = await machine_in(wide, "running", "idle", "hold")
+    await wide.goto(f"{demo.url}/machines/{name}")
+    await expect(wide.get_by_test_id("fact-program")).to_be_visible()
+    sample = await wide.evaluate(
+        "async id => (await (await fetch('/api/v1/machines')).json()).machines.find(m => m.id === id).last_sample", name
+    )
+    await expect(wide.get_by_test_id("fact-program")).to_contain_text(sample["program"])
+    await expect(wide.get_by_test_id("fact-parts")).to_contain_text(str(sample["part_count"]))
+
+
+async def test_a_machine_switched_off_is_offline_and_comes_back(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    name = await machine_in(wide, "running", "idle", "hold", "alarm")
+    tile = wide.locator(f'[data-testid="tile"][data-machine="{name}"]')
+    control(demo, name, {"fault": "off"})
+    try:
+        await expect(tile).to_have_attribute("data-state", "offline", timeout=15_000)
+        others = wide.locator('[data-testid="tile"]:not([data-state="offline"])')
+        await expect(others).to_have_count(4)
+    finally:
+        control(demo, name, None)
+    await expect(tile).not_to_have_attribute("data-state", "offline", timeout=20_000)
+
+
+@pytest.mark.parametrize("part", ["ingest", "nats", "api", "postgres"])
+async def test_the_page_recovers_when_a_part_is_killed(demo: Demo, wide: Page, part: str) -> None:
+    await wide.goto(demo.url)
+    name = await machine_in(wide, "running", "idle", "hold", "alarm")
+    await wide.goto(f"{demo.url}/machines/{name}")
+    value = wide.get_by_test_id("value-total_power_kw")
+    await expect(value).to_have_attribute("data-value", re.compile(r"\d"))
+    before = demo.pid(part)
+    demo.kill(part)
+    if part == "api":
+        await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "lost", timeout=25_000)
+    for _ in range(300):
+        if demo.pid(part) not in (None, before):
+            break
+        await asyncio.sleep(0.1)
+    await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "live", timeout=40_000)
+    old = await value.get_attribute("data-value")
+    await expect(value).not_to_have_attribute("data-value", old or "", timeout=40_000)
+
+
+async def test_phone_in_german_fits(demo: Demo, phone: Page) -> None:
+    await phone.goto(demo.url)
+    await expect(phone.get_by_test_id("tile")).to_have_count(5)
+    assert await phone.evaluate("document.documentElement.lang") == "de"
+    await phone.get_by_test_id("tile").first.tap()
+    await expect(phone.get_by_test_id("machine-page")).to_be_visible()
+    await expect(phone.get_by_test_id("charts")).to_be_visible()
+    for _ in range(2):
+        overflow = await phone.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0, "nothing sticks out sideways"
+        await phone.goto(demo.url)
+
+
+async def test_a_machine_that_is_not_there_says_so(demo: Demo, wide: Page) -> None:
+    await wide.goto(f"{demo.url}/machines/nobody")
+    await expect(wide.get_by_test_id("notice-unknown-machine")).to_be_visible()
