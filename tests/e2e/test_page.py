@@ -7,8 +7,9 @@ import urllib.request
 from typing import Any
 
 import pytest
-from e2e.conftest import Demo
 from playwright.async_api import Page, expect
+
+from e2e.conftest import Demo
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
 

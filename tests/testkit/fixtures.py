@@ -55,18 +55,72 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def _template(postgres_server: Postgres) -> str:
-    async def make() -> None:
-        admin = await asyncpg.connect(postgres_server.dsn)
-        await admin.execute("CREATE DATABASE template_migrated")
-        await admin.close()
-        connection = await asyncpg.connect(dsn_of(postgres_server, "template_migrated"))
-        await migrate(connection)
-        await connection.close()
+class Databases:
+    """Migrated databases for tests: emptied and given out again, since making one takes ten times as long."""
 
-    asyncio.run(make())
-    return "template_migrated"
+    def __init__(self, server: Postgres) -> None:
+        self._server = server
+        self._free: list[str] = []
+        self._pristine = ""
+
+    async def take(self) -> str:
+        """Return the URL of an empty database with the current schema."""
+        if self._free:
+            return self._free.pop()
+        name = f"test_{next(_numbers)}"
+        admin = await asyncpg.connect(self._server.dsn)
+        await admin.execute(f"CREATE DATABASE {name}")
+        await admin.close()
+        dsn = dsn_of(self._server, name)
+        connection = await asyncpg.connect(dsn)
+        await migrate(connection)
+        self._pristine = await _fingerprint(connection)
+        await connection.close()
+        return dsn
+
+    async def give_back(self, dsn: str) -> None:
+        """Empty a database for the next test; drop it where the test changed its schema or settings."""
+        name = dsn.rsplit("/", 1)[1]
+        admin = await asyncpg.connect(self._server.dsn)
+        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        try:
+            connection = await asyncpg.connect(dsn)
+            same = await _fingerprint(connection) == self._pristine
+            if same:
+                await connection.execute(_EMPTY)
+            await connection.close()
+        except asyncpg.PostgresError:
+            same = False
+        if same:
+            self._free.append(dsn)
+        else:
+            await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.close()
+
+
+_EMPTY = """
+TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events RESTART IDENTITY;
+UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0
+"""
+
+
+async def _fingerprint(connection: asyncpg.Connection) -> str:
+    """Return what tells whether a database's schema and settings are as migrated."""
+    found: str = await connection.fetchval(
+        """
+        SELECT concat_ws(';',
+            (SELECT string_agg(attrelid::regclass || '.' || attname, ',' ORDER BY attrelid::regclass::text, attname)
+             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.relnamespace = 'public'::regnamespace),
+            (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint),
+            (SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger),
+            (SELECT string_agg(relname || coalesce(relacl::text, ''), ',' ORDER BY relname)
+             FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+            (SELECT string_agg(number || checksum, ',' ORDER BY number) FROM schema_migrations),
+            (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+             WHERE d.datname = current_database()))
+        """
+    )
+    return found
 
 
 def dsn_of(server: Postgres, database: str) -> str:
@@ -74,19 +128,17 @@ def dsn_of(server: Postgres, database: str) -> str:
     return f"{server.dsn.rsplit('/', 1)[0]}/{database}"
 
 
+@pytest.fixture(scope="session")
+def _databases(postgres_server: Postgres) -> Databases:
+    return Databases(postgres_server)
+
+
 @pytest.fixture
-def postgres_dsn(postgres_server: Postgres, _template: str) -> Iterator[str]:
-    """URL of a fresh database with the current schema."""
-    name = f"test_{next(_numbers)}"
-    asyncio.run(_admin(postgres_server, f"CREATE DATABASE {name} TEMPLATE {_template}"))
-    yield dsn_of(postgres_server, name)
-    asyncio.run(_admin(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-async def _admin(server: Postgres, statement: str) -> None:
-    connection = await asyncpg.connect(server.dsn)
-    await connection.execute(statement)
-    await connection.close()
+def postgres_dsn(_databases: Databases) -> Iterator[str]:
+    """URL of an empty database with the current schema; a test may do with it what it likes."""
+    dsn = asyncio.run(_databases.take())
+    yield dsn
+    asyncio.run(_databases.give_back(dsn))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from cncmon_agent.batch import make
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import logs
+from cncmon_core.frames import PREFIX_BYTES
 from cncmon_core.identity import Kind
 from cncmon_core.sample import Sample, encode_sample
 
@@ -49,10 +50,11 @@ class Batcher:
     def add(self, sample: Sample) -> None:
         """Add a sample to the batch that is being collected, and cut it where it is full."""
         frame = encode_sample(sample)
-        if self._bytes + len(frame) > self._settings.batch_bytes_max:
+        size = len(frame) + PREFIX_BYTES
+        if self._bytes + size > self._settings.batch_bytes_max:
             self.cut()
         self._frames.append(frame)
-        self._bytes += len(frame) + 4
+        self._bytes += size
         if self._record is not None:
             self._marks.append(_mark(sample))
         if len(self._frames) >= self._settings.batch_frames_max:

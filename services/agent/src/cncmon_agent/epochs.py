@@ -7,8 +7,10 @@ batches that this disk has forgotten, and a number used again would clash with t
 import os
 import secrets
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from cncmon_core.identity import EPOCH_MAX
 
@@ -18,10 +20,10 @@ FILE = "epochs.json"
 class Epoch(msgspec.Struct, omit_defaults=True):
     """One start of the agent. acked: what the stream has taken without a hole; freed: what the database has."""
 
-    epoch: int
-    acked_seq: int = 0
-    acked_samples: int = 0
-    freed_seq: int = 0
+    epoch: Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
+    acked_seq: Annotated[int, Meta(ge=0)] = 0
+    acked_samples: Annotated[int, Meta(ge=0)] = 0
+    freed_seq: Annotated[int, Meta(ge=0)] = 0
 
 
 class EpochsFile(msgspec.Struct):
@@ -75,6 +77,6 @@ class Epochs:
     def _read(self) -> EpochsFile | None:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=EpochsFile)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # A damaged file costs the closings of earlier epochs, which the cloud side then finds abandoned.
             return None

@@ -94,10 +94,10 @@ class Poller:
         self._failures = 0
         self._backoff.reset()
         report = self.report
-        report.last_sample = now
+        report.last_sample, report.error = now, None
         if report.state != "connected":
             log.info("machine connected", machine=self._id, was=report.state)
-            report.state, report.since, report.error = "connected", now, None
+            report.state, report.since = "connected", now
         if errors != report.signals:
             if errors:
                 log.warning("signals can't be read", machine=self._id, signals=errors)

@@ -21,7 +21,7 @@ def to_sample(machine_id: str, timestamp: datetime, values: dict[str, Any], erro
             continue
         try:
             fields[name] = _CONVERT[name](value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             errors[name] = str(error)
     return Sample(
         machine_id=machine_id,

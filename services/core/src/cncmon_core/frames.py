@@ -22,7 +22,7 @@ MAX_PAYLOAD_RESERVE_BYTES: Final = 4096
 ENCODING_ZSTD: Final = "zstd"
 
 _LENGTH = Packer(">I")
-_PREFIX_BYTES: Final = _LENGTH.size
+PREFIX_BYTES: Final = _LENGTH.size
 
 
 class BadTail(NamedTuple):
@@ -57,9 +57,9 @@ def split(payload: bytes) -> tuple[list[bytes], BadTail | None]:
     frames: list[bytes] = []
     append, unpack_length = frames.append, _LENGTH.unpack_from
     offset = 0
-    while offset + _PREFIX_BYTES <= end:
+    while offset + PREFIX_BYTES <= end:
         (length,) = unpack_length(payload, offset)
-        start = offset + _PREFIX_BYTES
+        start = offset + PREFIX_BYTES
         if start + length > end:
             return frames, _overrun(payload, offset, length)
         append(payload[start : start + length])
@@ -73,7 +73,7 @@ def split(payload: bytes) -> tuple[list[bytes], BadTail | None]:
 
 
 def _overrun(payload: bytes, offset: int, length: int) -> BadTail:
-    left = len(payload) - offset - _PREFIX_BYTES
+    left = len(payload) - offset - PREFIX_BYTES
     if length > FRAME_BYTES_MAX:
         detail = f"the length prefix says {length} bytes; a frame has at most {FRAME_BYTES_MAX}"
         return BadTail(payload[offset:], "frame_too_large", detail)

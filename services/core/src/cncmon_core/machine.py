@@ -19,7 +19,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 
 
 def _check_ends(*names: str) -> None:
-    """Refuse a line break at the end of a name: `$` in Python lets one follow, in JSON Schema (and Kubernetes) it doesn't."""
+    """Refuse a line break at the end of a name: Python's `$` lets one follow, JSON Schema's (and Kubernetes') doesn't."""
     if any(name.endswith("\n") for name in names):
         raise ValueError("a name can't end in a line break")
 

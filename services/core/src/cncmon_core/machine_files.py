@@ -24,6 +24,7 @@ NODES_MAX: Final = 100_000
 """Bounds what aliases of aliases expand to."""
 DEPTH_MAX: Final = 64
 """Bounds nesting: PyYAML's composer recurses in C, where too deep ends the process."""
+_TOO_MANY: Final = f"more than {NODES_MAX} values in one document (aliases counted each time)"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -40,7 +41,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        what = " ".join(part for part in (self.document, self.path.removeprefix("$.")) if part)
+        what = " ".join(part for part in (self.document, self.path.removeprefix("$").removeprefix(".")) if part)
         return f"{where}: {what + ': ' if what else ''}{self.text}"
 
 
@@ -103,7 +104,7 @@ def _files_of(path: Path, problems: list[Problem]) -> list[Path]:
 def _with_profile(
     item: _Parsed, machine: Machine, profiles: dict[str, MachineProfile]
 ) -> tuple[_Parsed, list[tuple[str, str]]]:
-    """Return the machine with its profile's signals, its own in place of those of the same name; and what is wrong with it."""
+    """Return the machine with its profile's signals (its own in place of those of the same name), and its faults."""
     faults = problems_of_spec(machine.spec)
     if machine.spec.profile_ref is None:
         return item, faults
@@ -134,7 +135,7 @@ def _parse_file(file: Path, problems: list[Problem]) -> list[_Parsed]:
             problems.append(Problem(str(file), 0, "", "", f"no regular file of at most {FILE_BYTES_MAX >> 20} MiB"))
             return []
         text = file.read_text(encoding="utf-8")
-        _check_depth(text)
+        _check_shape(text)
         nodes = list(yaml.compose_all(text, Loader=_Loader))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(str(file), 0, "", "", f"can't be read: {error}"))
@@ -149,15 +150,25 @@ def _parse_file(file: Path, problems: list[Problem]) -> list[_Parsed]:
     return [parsed for node in nodes for parsed in _parse_node(node, str(file), problems)]
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
+def _fault(text: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, text, mark)
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what composing would choke on, in one pass over the parser's events."""
+    depth = nodes = 0
     for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEPTH_MAX:
-                raise yaml.MarkedYAMLError(None, None, f"nested more than {DEPTH_MAX} deep", event.start_mark)
+        if isinstance(event, yaml.DocumentStartEvent):
+            nodes = 0
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.NodeEvent):
+            nodes += 1
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            if depth > DEPTH_MAX:
+                raise _fault(f"nested more than {DEPTH_MAX} deep", event.start_mark)
+            if nodes > NODES_MAX:
+                raise _fault(_TOO_MANY, event.start_mark)
 
 
 def _parse_node(node: Any, file: str, problems: list[Problem]) -> list[_Parsed]:
@@ -234,7 +245,7 @@ class _Index:
             raise ValueError("an anchor that contains itself")
         self._nodes += 1
         if self._nodes > NODES_MAX:
-            raise ValueError(f"more than {NODES_MAX} values in one document (aliases counted each time)")
+            raise ValueError(_TOO_MANY)
         self.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             self._add_fields(node, path, above | {id(node)})
@@ -246,9 +257,9 @@ class _Index:
         seen: set[str] = set()
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(None, None, "a field's name must be text", key.start_mark)
+                raise _fault("a field's name must be text", key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                raise _fault(f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
             self.lines[f"{path}.{key.value}"] = key.start_mark.line + 1
             self._add(child, f"{path}.{key.value}", above)

@@ -8,6 +8,9 @@ from cncmon_api.models import Machine, MachineInfo, Sample
 
 OFFLINE: Final = "offline"
 
+GAPS_MISSED: Final = 3
+"""A machine is stale after missing as many samples, at the distance they had."""
+
 
 @dataclass(slots=True)
 class Known:
@@ -19,6 +22,20 @@ class Known:
     last: Sample | None = None
     since: datetime | None = None
     since_open: bool = False
+    gaps: tuple[timedelta, timedelta] = (timedelta(0), timedelta(0))
+
+    def follow(self, sample: Sample) -> None:
+        """Make a sample the newest, and remember how far it is from the one before."""
+        if self.last is not None:
+            self.gaps = (self.gaps[1], sample.timestamp - self.last.timestamp)
+        self.last = sample
+
+    def stale_after(self, least: timedelta) -> timedelta:
+        """Return the age at which the newest sample is stale: a machine polled once a minute is not offline between.
+
+        The smaller of the last two gaps counts, so that one outage does not stretch the limit.
+        """
+        return max(least, GAPS_MISSED * min(self.gaps))
 
 
 class Fleet:
@@ -51,7 +68,7 @@ class Fleet:
         for sample in samples:
             if machine.last is not None and sample.machine_state != machine.last.machine_state:
                 machine.since, machine.since_open = sample.timestamp, False
-            machine.last = sample
+            machine.follow(sample)
 
     def open_states(self, limit: int) -> list[Known]:
         """Return up to `limit` machines whose state's beginning is still to be searched."""
@@ -70,7 +87,7 @@ class Fleet:
         if last is None:
             return machine.id, machine.site, machine.edge, OFFLINE, None, True
         state, since = last.machine_state, machine.since
-        stale = now - last.timestamp > self._stale_after
+        stale = now - last.timestamp > machine.stale_after(self._stale_after)
         if stale and state != OFFLINE:
             state, since = "offline", last.timestamp
         return machine.id, machine.site, machine.edge, state, since, stale

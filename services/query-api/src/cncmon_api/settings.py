@@ -25,7 +25,8 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     stale_after_ms: Annotated[
         int,
         Meta(
-            ge=1_000, description="A machine whose last sample is older counts as offline: 3 missed reports and some."
+            ge=1_000,
+            description="A machine whose last sample is older is offline; later where its samples are further apart.",
         ),
     ] = 15_000
     tick_ms: Annotated[int, Meta(ge=50, le=10_000, description="How often live clients get news.")] = 500

@@ -106,6 +106,8 @@ class ModbusDriver:
         self._planned = planned
         errors |= self._refused
         if not values and errors:
+            # Refused as a whole: the device's state rather than its register map. The poller spaces the tries.
+            self._refused, self._planned = {}, list(self._blocks)
             raise failure or ProtocolError(f"no signal can be read: {next(iter(errors.values()))}")
         return Reading(values, errors)
 
@@ -131,7 +133,8 @@ class ModbusDriver:
         )
         try:
             connected = await client.connect()
-        except (OSError, ModbusException, TimeoutError) as error:
+        except (OSError, ModbusException, TimeoutError, ValueError) as error:
+            # ValueError: a host name that can't be one, such as a label of 64 characters.
             raise UnreachableError(f"can't connect to {target.host}:{target.port}: {error}") from error
         if not connected:
             client.close()

@@ -83,7 +83,17 @@ def _scaled(raw: Decode, signal: Signal) -> Decode:
     if scale == 1 and offset == 0:
         return raw
     # 253 × 0.1 is 25.3 and a bit; 253 / 10 is the float nearest to 25.3. Scales are mostly such fractions.
-    divisor = round(1 / scale) if scale and abs(scale) < 1 else 0
+    divisor = round(1 / scale) if 1e-15 < abs(scale) < 1 else 0
     if divisor and 1 / divisor == scale:
-        return lambda registers, at: raw(registers, at) / divisor + offset
-    return lambda registers, at: raw(registers, at) * scale + offset
+        return _finite(lambda registers, at: raw(registers, at) / divisor + offset)
+    return _finite(lambda registers, at: raw(registers, at) * scale + offset)
+
+
+def _finite(scaled: Decode) -> Decode:
+    def decode(registers: Registers, at: int) -> float:
+        value: float = scaled(registers, at)
+        if not math.isfinite(value):
+            raise ValueError(f"scale and offset make it {value}")
+        return value
+
+    return decode
