@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus.make_frames import CASES, EXPECTED, FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cncmon_core import frames
 from cncmon_core.errors import FrameError, MessageError
 from cncmon_core.sample import Sample, decode_sample
+from corpus.make_frames import CASES, EXPECTED, FOLDER
 
 FILES = sorted(path for path in FOLDER.iterdir() if path != EXPECTED)
 

@@ -143,8 +143,8 @@ def test_a_size_that_lies_is_refused() -> None:
 
 
 def test_the_window_is_bounded_too() -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=27)
-    stream = zstandard.ZstdCompressor(compression_params=parameters, write_content_size=False).compressobj()
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=False)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     wide = stream.compress(b"x" * 100) + stream.flush()
     with pytest.raises(MessageError) as error:
         frames.decompress(wide)

@@ -20,7 +20,7 @@ def test_headers_say_the_identity(epoch: int, seq: int, frames: int, base: int, 
 
 
 def test_header_names_and_message_id() -> None:
-    assert GOOD == {
+    assert {
         "Nats-Msg-Id": "hall.e1:7:3",
         "Cncmon-Epoch": "7",
         "Cncmon-Seq": "3",
@@ -29,7 +29,7 @@ def test_header_names_and_message_id() -> None:
         "Cncmon-Sha256": digest(PAYLOAD),
         "Cncmon-Kind": "samples",
         "Cncmon-Encoding": "zstd",
-    }
+    } == GOOD
 
 
 def test_each_call_gives_fresh_headers() -> None:
@@ -44,14 +44,35 @@ def test_the_original_system_s_messages_have_no_identity(headers: dict[str, str]
     assert identity_of(headers) is None
 
 
-BAD_NUMBERS = ("", "0", "-1", "+1", " 1", "1 ", "1.0", "1e3", "0x1", "one", "٣", "²", "9" * 30, str(EPOCH_MAX + 1), "1\0")
+BAD_NUMBERS = (
+    "",
+    "0",
+    "-1",
+    "+1",
+    " 1",
+    "1 ",
+    "1.0",
+    "1e3",
+    "0x1",
+    "one",
+    "٣",
+    "²",
+    "9" * 30,
+    str(EPOCH_MAX + 1),
+    "1\0",
+)
 
 
-@pytest.mark.parametrize("name", [identity.EPOCH, identity.SEQ, identity.FRAMES, identity.BASE])
-@pytest.mark.parametrize("value", [None, *BAD_NUMBERS], ids=ascii)
+BAD_FIELDS = [
+    (name, value)
+    for name in (identity.EPOCH, identity.SEQ, identity.FRAMES, identity.BASE)
+    for value in (None, *BAD_NUMBERS)
+    if (name, value) != (identity.BASE, "0")
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=ascii)
 def test_a_bad_number_is_refused_by_name(name: str, value: str | None) -> None:
-    if name == identity.BASE and value == "0":
-        return
     headers = GOOD | {name: value} if value is not None else {n: v for n, v in GOOD.items() if n != name}
     with pytest.raises(IdentityError, match=name) as error:
         identity_of(headers)
@@ -62,9 +83,11 @@ def test_a_bad_number_is_refused_by_name(name: str, value: str | None) -> None:
     "value", [None, "", "0" * 63, "0" * 65, "g" * 64, digest(b"").upper(), " " + "0" * 63], ids=ascii
 )
 def test_a_bad_hash_is_refused(value: str | None) -> None:
-    headers = GOOD | {identity.SHA256: value} if value is not None else {
-        n: v for n, v in GOOD.items() if n != identity.SHA256
-    }
+    headers = (
+        GOOD | {identity.SHA256: value}
+        if value is not None
+        else {n: v for n, v in GOOD.items() if n != identity.SHA256}
+    )
     with pytest.raises(IdentityError, match=identity.SHA256):
         identity_of(headers)
 

@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
 
 import pytest
-from corpus.make_frames import CASES, GOOD, frame, raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from cncmon_core.sample import (
     decode_sample,
     encode_sample,
 )
+from corpus.make_frames import CASES, GOOD, frame, raw
 
 # Whatever UTF-8 can carry, without U+0000.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -33,7 +33,9 @@ SAMPLES = st.builds(
     Sample,
     machine_id=TEXT.filter(lambda text: 1 <= len(text.encode()) <= 128),
     timestamp=st.datetimes(timezones=ZONES),
-    **dict.fromkeys(("temperature", "spindle_speed", "x_pos_mm", "total_power_kw", "anomaly_score"), st.none() | NUMBERS),
+    **dict.fromkeys(
+        ("temperature", "spindle_speed", "x_pos_mm", "total_power_kw", "anomaly_score"), st.none() | NUMBERS
+    ),
     **dict.fromkeys(("active_program_line", "part_count", "tool_number"), st.none() | WHOLE),
     **dict.fromkeys(("mode", "program"), st.none() | TEXT),
     machine_state=st.none() | st.sampled_from(get_args(MachineState)),
@@ -89,12 +91,17 @@ def test_any_json_is_a_sample_or_refused_with_a_reason(value: Any) -> None:
         assert decode_sample(encode_sample(sample)) == sample
 
 
-@pytest.mark.parametrize(("name", "expected"), [(name, expected) for name, (_, expected) in CASES.items()])
-def test_refusals_explain_themselves(name: str, expected: str) -> None:
-    if name.endswith(".zst") or "," in expected or expected.startswith(("!", "|", "ok")):
-        return
+REFUSED = {
+    name: expected
+    for name, (_, expected) in CASES.items()
+    if not name.endswith(".zst") and expected.replace("_", "").isalpha() and expected != "ok"
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_refused_frame_of_the_corpus_says_why(name: str) -> None:
     (part,), _ = split(CASES[name][0])
-    assert reason_of(part) == expected
+    assert reason_of(part) == REFUSED[name]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_refusals_explain_themselves(name: str, expected: str) -> None:
     ids=lambda value: value if isinstance(value, str) and "_" in value else "",
 )
 def test_reasons(data: bytes, reason: str, says: str) -> None:
-    with pytest.raises(FrameError, match="") as error:
+    with pytest.raises(FrameError) as error:
         decode_sample(data)
     assert error.value.reason == reason
     assert says in error.value.detail

@@ -17,7 +17,7 @@ class Example(msgspec.Struct, frozen=True):
     loud: bool = False
     level: Literal["low", "high"] = "low"
     tags: Annotated[tuple[str, ...], Meta(max_length=3, description="Labels.")] = ()
-    ports: list[int] = [1, 2]
+    ports: list[int] = msgspec.field(default_factory=lambda: [1, 2])
     seed: int | None = None
 
 
@@ -103,7 +103,9 @@ def test_describe() -> None:
     assert ("CNCMON_X_PORTS", "1,2", "") in describe(Example, "X")
 
 
-@pytest.mark.parametrize(("settings", "section"), [(Example, "X"), (ServiceSettings, "SERVICE"), (NatsSettings, "NATS")])
+@pytest.mark.parametrize(
+    ("settings", "section"), [(Example, "X"), (ServiceSettings, "SERVICE"), (NatsSettings, "NATS")]
+)
 def test_a_default_as_described_can_be_set(settings: type[msgspec.Struct], section: str) -> None:
     described = {variable: default for variable, default, _ in describe(settings, section)}
     described.setdefault("CNCMON_X_DSN", "d")

@@ -105,8 +105,12 @@ def decompress(data: bytes) -> bytes:
         with decompressor.stream_reader(data) as reader:
             payload = reader.read(DECOMPRESSED_BYTES_MAX + 1)
         if len(payload) <= DECOMPRESSED_BYTES_MAX:
-            # The reader ends quietly where the data does. This call knows the size now, and refuses a cut or a tail.
-            return decompressor.decompress(data, max_output_size=len(payload) + 1, allow_extra_data=False)
+            # The reader ends quietly where the data does; this one tells a cut and a tail, and is bounded by now.
+            whole = decompressor.decompressobj()
+            payload = whole.decompress(data)
+            if not whole.eof or whole.unused_data:
+                raise MessageError("bad_compression", "not one whole zstd frame: it is cut short, or more follows it")
+            return payload
     except zstandard.ZstdError as error:
         raise MessageError("bad_compression", f"not a zstd frame: {error}") from error
     raise MessageError("too_large", f"decompresses to more than {DECOMPRESSED_BYTES_MAX} bytes")

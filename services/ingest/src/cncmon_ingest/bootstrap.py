@@ -76,7 +76,8 @@ async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> No
         last_seq = (await js.stream_info(names.STREAM)).state.last_seq
         delivered = info.delivered.stream_seq if info.delivered else 0
         if delivered > last_seq:
-            # The stream lost its tail: a consumer that is ahead of it delivers nothing. The ledger drops what comes twice.
+            # The stream lost its tail, and a consumer that is ahead of it delivers nothing. What then comes twice, the
+            # ledger drops.
             log.warning("consumer is ahead of its stream, making it again", delivered=delivered, last_seq=last_seq)
             await js.delete_consumer(names.STREAM, names.DURABLE)
         elif info.config and not _differences(wanted, info.config):

@@ -1,4 +1,7 @@
-"""Care for the stream: what is committed makes room before edges are refused (`discard: new` refuses, it never drops)."""
+"""Care for the stream: what is committed makes room before edges are refused.
+
+The stream has `discard: new`: it refuses and never drops.
+"""
 
 from typing import Final
 

@@ -58,7 +58,8 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
     try:
         async with connection.transaction():
             row = await connection.fetchrow(
-                "UPDATE dead_letters SET state = 'replayed', replayed = now() WHERE id = $1 AND state = 'dead' RETURNING *",
+                "UPDATE dead_letters SET state = 'replayed', replayed = now() "
+                "WHERE id = $1 AND state = 'dead' RETURNING *",
                 id_,
             )
             if row is None:

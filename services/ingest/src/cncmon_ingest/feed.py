@@ -128,7 +128,7 @@ class Feed:
         self._arrived.set()
 
     def _on_end(self, status: str, said: str) -> None:
-        """The request is over: time-out (408), nothing there (404), a limit (409) ask again; a consumer gone doesn't."""
+        """The request is over. Time-out (408), nothing there (404), a limit (409): ask again; consumer gone: don't."""
         self._missing = 0
         if status == "503" or any(word in said.lower() for word in _GONE):
             self._gone = f"the consumer {names.DURABLE} of stream {names.STREAM} is gone: {status} {said}"

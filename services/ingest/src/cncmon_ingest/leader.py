@@ -196,7 +196,7 @@ class _Teller:
         key = names.edge_key(*origin)
         revision, told = self._told.pop(key) if key in self._told else await self._read(key)
         if told != document:
-            # A conflict means that another leader wrote: it has read the database since, and the next round looks again.
+            # A conflict: another leader wrote, having read the database since. The next round looks again.
             with contextlib.suppress(KeyWrongLastSequenceError):
                 revision = await self._bucket.update(key, encode_watermark(document), last=revision)
                 self._told[key] = revision, document

@@ -1,4 +1,4 @@
-"""`cncmon-ingest run` is a worker (any number side by side); `cncmon-ingest bootstrap` prepares database and streams."""
+"""`cncmon-ingest run` is a worker (any number side by side); `bootstrap` prepares database and streams."""
 
 import argparse
 import asyncio

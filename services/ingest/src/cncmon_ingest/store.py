@@ -267,7 +267,8 @@ class Store:
             if event.type == EPOCH_CLOSED:
                 closed = msgspec.convert(event.data, EpochClosed)
                 await self._connection.execute(
-                    "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) VALUES ($1, $2, $3, $4, $5) "
+                    "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) "
+                    "VALUES ($1, $2, $3, $4, $5) "
                     "ON CONFLICT (epoch) DO UPDATE SET closed_seq = $4, closed_samples = $5",
                     *(closed.epoch, *message.origin, closed.last_seq, closed.samples),
                 )

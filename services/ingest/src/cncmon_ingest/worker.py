@@ -208,7 +208,7 @@ class Worker:
 
 
 class _Hold:
-    """Runs a step until it succeeds. In an outage of the database: fetch nothing, keep what is in hand, bury nothing."""
+    """Runs a step until it succeeds. In an outage: fetch nothing, keep what is in hand, bury nothing."""
 
     def __init__(self, js: JetStreamContext, feed: Feed, settings: IngestSettings) -> None:
         self._js = js
