@@ -1,7 +1,7 @@
 """Makes tests/corpus/frames: `python -m tests.corpus.make_frames`. Run it after adding a case; a test compares.
 
-Every case says what is expected of it: for each frame `ok` or the reason it is refused for, then, behind `|`, the reason
-of a bad tail; or `!` and the reason that refuses the whole message.
+Every case says what is expected of it: for each frame `ok` or the reason it is refused for; then, behind `|`, the
+reason of a bad tail; or `!` and the reason that refuses the whole message.
 """
 
 import json
@@ -122,7 +122,8 @@ CASES: Final[dict[str, tuple[bytes, str]]] = {
     "bomb.zst": (frames.compress(bytes(64 << 20)), "!too_large"),
     "no-zstd.zst": (frames.join([GOOD]), "!bad_compression"),
     "empty.zst": (b"", "!bad_compression"),
-    "skippable.zst": (b"\x50\x2a\x4d\x18\4\0\0\0skip", "!bad_compression"),
+    "skippable.zst": (b"\x50\x2a\x4d\x18\4\0\0\0skip", "!empty_message"),
+    "skippable-then-bomb.zst": (b"\x50\x2a\x4d\x18\4\0\0\0skip" + frames.compress(bytes(64 << 20)), "!too_large"),
     "nothing-inside.zst": (frames.compress(b""), "!empty_message"),
 }
 

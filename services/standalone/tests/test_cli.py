@@ -26,7 +26,8 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in ("demo", "up", "status", "doctor", "dlq", "down"):
         assert f"\n  {command} " in done.stdout
-    assert "..." not in done.stdout
+    _, _, commands = done.stdout.partition("Commands:")
+    assert "..." not in commands  # nothing is cut short
 
 
 @pytest.mark.parametrize("command", [("demo",), ("up",), ("status",), ("doctor",), ("down",), ("dlq", "replay")])

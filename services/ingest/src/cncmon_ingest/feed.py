@@ -1,8 +1,8 @@
-"""A steady pull from the shared durable: one pull request is always under way while there is room for its messages.
+"""A steady pull from the shared durable: one request is always under way while there is room for what it brings.
 
-nats-py's own `fetch` waits for a full batch or its time-out and does not notice a consumer that went away. Here messages
-are taken as they come, so a commit holds what arrived during the commit before it: few under little load, many under
-much.
+nats-py's own `fetch` waits for a full batch or its time-out and does not notice a consumer that went away. Here
+messages are taken as they come, so a commit holds what arrived during the commit before it: few under little load, many
+under much.
 """
 
 import asyncio

@@ -1,0 +1,219 @@
+"""The whole system on this machine, as root and as a normal user: demo, up, status, doctor, dlq, down, kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cncmon_standalone.folder import DataFolder
+from cncmon_standalone.ports import pick
+from cncmon_standalone.state import RunState, read
+
+COMMAND = [sys.executable, "-m", "cncmon_standalone.cli"]
+NORMAL_USER = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
+"""Another uid with our rights to files: the interpreter may lie in a folder that is closed to other users."""
+
+MACHINES = """
+apiVersion: cncmon.dev/v1alpha1
+kind: Machine
+metadata: {name: lathe-1}
+spec:
+  site: halle-1
+  connection: {modbus: {host: 127.0.0.1, port: %d, timeoutMs: 200}}
+  pollIntervalMs: 100
+  signals:
+    - {name: temperature, register: 0}
+---
+apiVersion: cncmon.dev/v1alpha1
+kind: Machine
+metadata: {name: lathe-2}
+spec:
+  site: halle-2
+  connection: {modbus: {host: 127.0.0.1, port: %d, timeoutMs: 200}}
+  pollIntervalMs: 100
+  signals:
+    - {name: temperature, register: 0}
+---
+apiVersion: cncmon.dev/v1alpha1
+kind: Machine
+metadata: {name: lathe-3}
+spec:
+  connection: {modbus: {host: 127.0.0.1}}
+  signals:
+    - {name: temperature, registr: 0}
+"""
+
+
+def normal_user() -> list[str]:
+    """Return the words before a command that make it run as a normal user."""
+    if os.geteuid() != 0:
+        return []
+    probe = subprocess.run([*NORMAL_USER, "true"], check=False, capture_output=True)
+    # A container may forbid user namespaces; the command is then run as root once more.
+    return NORMAL_USER if probe.returncode == 0 else []
+
+
+@contextmanager
+def running(*arguments: str | Path, home: Path, as_normal_user: bool = False) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*(normal_user() if as_normal_user else []), *COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if "--json" not in arguments else subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state")},
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+        process.kill()
+        process.communicate()
+
+
+def cncmon(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state")},
+    )
+
+
+def wait_until_running(data: Path, process: subprocess.Popen[str], seconds: float = 40) -> RunState:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        state = read(DataFolder(data))
+        if state and all(part.state in ("running", "done") for part in state.processes):
+            return state
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError(f"not running after {seconds} s: {state}")
+
+
+def test_demo_proves_itself_as_a_normal_user_with_a_part_killed(reachable: Path) -> None:
+    port = pick()[0]
+    arguments = ["demo", "--for", "6s", "--json", "--machines", "4", "--hz", "10", "--kill", "nats"]
+    with running(*arguments, "--api-port", str(port), home=reachable, as_normal_user=True) as process:
+        out, told = process.communicate(timeout=90)
+    found: dict[str, Any] = json.loads(out)
+    assert process.returncode == 0, told
+    assert found["lost"] == found["duplicated"] == found["mismatched"] == found["gaps"] == found["dead_lettered"] == 0
+    assert found["examples"] == []
+    assert found["stored"] == found["accepted"] > 150
+    assert found["acquired"] <= found["answered"] <= found["due"] + found["machines"]
+    assert found["killed"] == "nats"
+    assert found["restarts"] == {"nats": 1}
+    assert 0 < found["recovery_s"] < 10
+    assert set(found["latency_ms"]) == {"p50", "p99", "max", "samples", "unseen", "probes"}
+    assert found["latency_ms"]["unseen"] == 0
+    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"] <= found["latency_ms"]["max"]
+    assert 10 < found["agent_rss_mb"] < 200
+    assert found["agent_cpu_us_per_sample"] > 0
+    assert f"http://127.0.0.1:{port}/" in told
+    assert "kill -9 nats" in told
+    assert "nats was ended by SIGKILL; starting it again" in told
+    assert "Removed the temporary folder" in told
+
+
+@pytest.fixture
+def arguments(reachable: Path) -> list[str | Path]:
+    """Of `up`, on ports of its own, with two good machines that are switched off and a bad document."""
+    api, nats, postgres, nobody = pick(4)
+    file = reachable / "machines.yaml"
+    file.write_text(MACHINES % (nobody, nobody))
+    ports = ["--api-port", str(api), "--nats-port", str(nats), "--postgres-port", str(postgres)]
+    return ["up", "-f", file, "--data", reachable / "data", *ports]
+
+
+def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> None:
+    data = reachable / "data"
+    with running(*arguments, home=reachable) as process:
+        state = wait_until_running(data, process)
+        names = [part.name for part in state.processes]
+        assert names[-2:] == ["agent-halle-1-edge", "agent-halle-2-edge"]
+
+        second = cncmon(*arguments, home=reachable)
+        assert second.returncode == 1
+        assert f"pid {process.pid}" in second.stderr
+        elsewhere = cncmon(*arguments, "--data", reachable / "other", home=reachable)
+        assert elsewhere.returncode == 1
+        assert "in use by cncmon_api.main, pid " in elsewhere.stderr
+        for option in ("--api-port", "--nats-port", "--postgres-port"):
+            assert f"choose another with {option} N" in elsewhere.stderr
+
+        found = _status_with_both_machines(data, reachable)
+        assert found["api_url"] == f"http://127.0.0.1:{arguments[6]}"
+        assert found["nats_url"] == f"nats://127.0.0.1:{arguments[8]}"
+        assert found["database_dsn"].endswith(f"@127.0.0.1:{arguments[10]}/cncmon")
+        assert found["backlog"] == 0
+        assert {"name", "pid", "state", "restarts"} <= set(found["processes"][0])
+        assert {machine["id"]: machine["state"] for machine in found["machines"]} == {
+            "lathe-1": "offline",
+            "lathe-2": "offline",
+        }
+        table = cncmon("status", home=reachable).stdout  # found without --data
+        assert "agent-halle-2-edge" in table
+        assert found["database_dsn"].split(":")[2].split("@")[0] not in table  # no password on a screen
+
+        doctor = json.loads(cncmon("doctor", "--json", "--data", data, home=reachable).stdout)
+        assert [check for check in doctor["checks"] if check["status"] == "fail"] == []
+        assert doctor["ok"]
+        assert doctor["running"]
+        assert json.loads(cncmon("dlq", "ls", "--json", "--data", data, home=reachable).stdout) == []
+        assert cncmon("dlq", "show", "1", "--data", data, home=reachable).returncode == 2
+
+        down = cncmon("down", "--data", data, home=reachable)
+        assert down.returncode == 0, down.stderr
+        assert "√ postgres stopped" in down.stdout
+        told, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert f"{arguments[2]}:27: Machine lathe-3 spec.signals[0]: unknown field" in told
+    assert "2 machines can be read all the same" in told
+    stopped = [line.split()[1] for line in told.splitlines() if " stopped" in line]
+    assert sorted(stopped[:2]) == names[-2:]
+    assert stopped[2:] == ["ingest", "api", "nats", "postgres"]
+
+
+def _status_with_both_machines(data: Path, home: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + 15
+    while True:
+        found: dict[str, Any] = json.loads(cncmon("status", "--json", "--data", data, home=home).stdout)
+        if len(found["machines"] or []) == 2 and found["backlog"] == 0:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+def test_after_kill_9_of_the_supervisor_nothing_is_left_and_the_next_start_works(
+    reachable: Path, arguments: list[str | Path]
+) -> None:
+    data = reachable / "data"
+    with running(*arguments, home=reachable) as first:
+        state = wait_until_running(data, first)
+        children = [psutil.Process(part.pid) for part in state.processes if part.pid]
+        assert len(children) == 6
+        first.kill()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    assert cncmon("status", "--data", data, home=reachable).returncode == 3
+    with running(*arguments, home=reachable) as second:
+        wait_until_running(data, second)
+        # The pid file of a killed PostgreSQL may name another program's pid by now.
+        second.send_signal(signal.SIGINT)
+        told, _ = second.communicate(timeout=20)
+    assert second.returncode == 0, told
+    assert told.rstrip().endswith("Stopped.")
