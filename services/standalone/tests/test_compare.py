@@ -273,8 +273,8 @@ def _log(path: Path, offsets_ms: dict[str, list[float]]) -> Path:
 
 
 def test_the_window_begins_when_the_last_machine_has_answered(tmp_path: Path) -> None:
-    early = [100 + 500 * n + (1 if n % 2 else -1) for n in range(20)]
-    late = [2350 + 500 * n for n in range(16)]
+    early = [100.0 + 500 * n + (1 if n % 2 else -1) for n in range(20)]
+    late = [2350.0 + 500 * n for n in range(16)]
     window = window_of(_log(tmp_path / "p", {"a": early, "b": late}), START_NS + 10_000_000_000, PERIOD_NS, 2)
     assert window.start_ns == START_NS + 2_350_000_000
     assert window.seconds == 7.65
@@ -284,13 +284,13 @@ def test_the_window_begins_when_the_last_machine_has_answered(tmp_path: Path) ->
 
 
 def test_polls_that_were_left_out_are_still_due(tmp_path: Path) -> None:
-    times = [100 + 500 * n for n in range(20) if n not in (5, 6, 11)]
+    times = [100.0 + 500 * n for n in range(20) if n not in (5, 6, 11)]
     window = window_of(_log(tmp_path / "p", {"a": times}), START_NS + 10_000_000_000, PERIOD_NS, 1)
     assert window.due == 20
 
 
 def test_a_machine_that_never_answers_is_due_all_the_same(tmp_path: Path) -> None:
-    times = [100 + 500 * n for n in range(20)]
+    times = [100.0 + 500 * n for n in range(20)]
     window = window_of(_log(tmp_path / "p", {"a": times}), START_NS + 10_000_000_000, PERIOD_NS, 2)
     assert window == Window(START_NS + 100_000_000, START_NS + 10_000_000_000, 20 + 19, 1)
 

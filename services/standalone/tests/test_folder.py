@@ -70,8 +70,8 @@ def test_a_look_at_the_lock_does_not_refuse_a_start(folder: DataFolder) -> None:
         ],
         stdout=subprocess.PIPE,
     )
+    assert watching.stdout is not None
     try:
-        assert watching.stdout is not None
         watching.stdout.readline()
         for _ in range(50):
             with folder.locked():

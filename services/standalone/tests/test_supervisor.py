@@ -167,6 +167,22 @@ async def test_a_wish_to_stop_during_the_start_is_granted(tmp_path: Path) -> Non
         await supervisor.run(body)
 
 
+async def test_a_second_wish_to_stop_ends_everything_at_once(tmp_path: Path) -> None:
+    watch = Watch()
+    supervisor = Supervisor([part("stubborn", STUBBORN)], tmp_path, watch)
+
+    async def body() -> None:
+        await supervisor.wait_ready()
+        while not tail(tmp_path / "stubborn.log"):
+            await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.2, supervisor.kill)
+
+    began = time.monotonic()
+    await supervisor.run(body)
+    assert time.monotonic() - began < 5
+    assert watch.of(State.STOPPED) == ["stubborn"]
+
+
 async def test_a_failing_body_stops_everything_first(tmp_path: Path) -> None:
     watch = Watch()
     supervisor = Supervisor([part("a")], tmp_path, watch)

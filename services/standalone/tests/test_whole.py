@@ -181,7 +181,7 @@ def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> 
         assert "√ postgres stopped" in down.stdout
         told, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert f"{arguments[2]}:27: Machine lathe-3 spec.signals[0]: unknown field" in told
+    assert f"{arguments[2]}:28: Machine lathe-3 spec.signals[0]: unknown field" in told
     assert "2 machines can be read all the same" in told
     stopped = [line.split()[1] for line in told.splitlines() if " stopped" in line]
     assert sorted(stopped[:2]) == names[-2:]
@@ -212,7 +212,6 @@ def test_after_kill_9_of_the_supervisor_nothing_is_left_and_the_next_start_works
     assert cncmon("status", "--data", data, home=reachable).returncode == 3
     with running(*arguments, home=reachable) as second:
         wait_until_running(data, second)
-        # The pid file of a killed PostgreSQL may name another program's pid by now.
         second.send_signal(signal.SIGINT)
         told, _ = second.communicate(timeout=20)
     assert second.returncode == 0, told

@@ -35,7 +35,7 @@ class Progress:
                 self._busy[name] = time.monotonic()
             case State.RUNNING | State.DONE:
                 self._busy.pop(name, None)
-                again = " again" if name in self._seen else ""
+                again = ", running again" if name in self._seen else ""
                 self._seen.add(name)
                 self.ok(name, event.part.title + again, event.seconds)
             case State.RESTARTING:

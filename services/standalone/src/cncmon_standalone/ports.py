@@ -3,6 +3,7 @@
 import errno
 import random
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,8 @@ def _name_of(process: "psutil.Process") -> str:
     return name
 
 
-def pick(count: int = 1) -> list[int]:
-    """Return so many free ports in a row, for what nobody needs to know by number.
+def pick(count: int = 1, avoid: Collection[int] = ()) -> list[int]:
+    """Return so many free ports in a row, for what nobody needs to know by number; none of those to avoid.
 
     Raises:
         PartError: there is no such row.
@@ -93,6 +94,6 @@ def pick(count: int = 1) -> list[int]:
     for _ in range(200):
         first = random.randrange(_OWN_FIRST, _OWN_LAST - count)  # noqa: S311 no secret; spreads those who pick at once
         row = list(range(first, first + count))
-        if all(why_not(port) is None for port in row):
+        if not set(avoid).intersection(row) and all(why_not(port) is None for port in row):
             return row
     raise PartError(f"found no {count} free TCP ports in a row between {_OWN_FIRST} and {_OWN_LAST}")

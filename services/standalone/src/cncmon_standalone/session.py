@@ -15,8 +15,6 @@ from cncmon_standalone.state import ProcessState, RunState
 from cncmon_standalone.supervise.part import Event
 from cncmon_standalone.supervise.supervisor import Listener, Supervisor
 
-_SUPERVISOR_LOG_BYTES_MAX = 10 << 20
-
 
 async def run[T](plan: system.Plan, command: str, listener: Listener, body: Callable[[Supervisor], Awaitable[T]]) -> T:
     """Run everything of a plan while `body` runs; the data folder must be locked.
@@ -88,13 +86,10 @@ async def _stopping_on_signals(supervisor: Supervisor) -> AsyncIterator[None]:
 
 
 class _EventLog:
-    """What the supervisor did, as JSON lines in DATA/logs/cncmon.log; kept small by starting it anew at its bound."""
+    """What the supervisor did, as JSON lines in DATA/logs/cncmon.log, which is kept small as the parts' logs are."""
 
     def __init__(self, plan: system.Plan) -> None:
-        path = plan.folder.logs / "cncmon.log"
-        if path.exists() and path.stat().st_size > _SUPERVISOR_LOG_BYTES_MAX:
-            path.replace(path.with_suffix(".log.1"))
-        self._file = path.open("ab", buffering=0)
+        self._file = (plan.folder.logs / "cncmon.log").open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:
         line = {

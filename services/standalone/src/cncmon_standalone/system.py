@@ -108,7 +108,8 @@ class _Build:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         simulated = plan.simulation.machines if plan.simulation else 0
-        row = ports.pick(simulated + 1 + plan.workers + len(plan.edges))
+        taken = [want.port for want in plan.wanted_ports()]
+        row = ports.pick(simulated + 1 + plan.workers + len(plan.edges), avoid=taken)
         self._simulated_ports, self._monitor_ports = row[:simulated], iter(row[simulated:])
 
     def postgres(self) -> Part:

@@ -12,6 +12,9 @@ from cncmon_standalone import console, folder, live, session, state, system
 from cncmon_standalone.errors import UnusableError
 from cncmon_standalone.supervise.supervisor import Supervisor
 
+LINE_S_NO_TERMINAL = 600.0
+"""Where the output goes to a log, a sign of life is enough; what happens is told when it happens."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -59,7 +62,7 @@ async def run(options: Options) -> None:
         async with progress.never_silent("starting"):
             await supervisor.wait_ready()
         progress.line(f"\n  [bold]{plan.api_url}[/]   Ctrl-C stops it, data stay in {escape(str(data.root))}\n")
-        await live.show(supervisor, progress, live.Line(plan))
+        await live.show(supervisor, progress, live.Line(plan, every_s=LINE_S_NO_TERMINAL))
         progress.end_status()
         progress.line("Stopping")
 

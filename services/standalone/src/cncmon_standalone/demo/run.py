@@ -89,7 +89,7 @@ class _Demo:
         shutil.rmtree(proof, ignore_errors=True)
         proof.mkdir()
         measured = options.seconds is not None
-        nats_port, postgres_port = pick(2)
+        nats_port, postgres_port = pick(2, avoid=[options.api_port])
         self._plan = system.Plan(
             folder=data,
             workers=options.workers,

@@ -141,6 +141,7 @@ class Supervisor:
     def __init__(self, parts: Iterable[Part], logs: Path, listener: Listener) -> None:
         self.stop_requested = asyncio.Event()
         self._listeners = [listener]
+        self._logs = logs
         self.runners = {part.name: Runner(part, logs / f"{part.name}.log", self._tell) for part in parts}
 
     def listen(self, listener: Listener) -> None:
@@ -208,8 +209,8 @@ class Supervisor:
     async def _rotate_logs(self) -> None:
         while True:
             await asyncio.sleep(ROTATE_INTERVAL_S)
-            for runner in self.runners.values():
-                rotate(runner.log)
+            for log in self._logs.glob("*.log"):
+                rotate(log)
 
 
 def _why_not_ready(runner: Runner) -> str:

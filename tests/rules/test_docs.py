@@ -1,0 +1,58 @@
+"""What the documents say is what the code does."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cncmon_agent.settings import AgentSettings
+from cncmon_api.settings import ApiSettings
+from cncmon_core.nats_link import NatsSettings
+from cncmon_core.service import ServiceSettings
+from cncmon_core.settings import describe
+from cncmon_ingest.settings import IngestSettings
+from cncmon_simulator.settings import Settings as SimulatorSettings
+
+ROOT = Path(__file__).parents[2]
+
+SETTINGS: list[tuple[str, type[msgspec.Struct], str]] = [
+    ("agent", AgentSettings, "AGENT"),
+    ("core", NatsSettings, "NATS"),
+    ("core", ServiceSettings, "SERVICE"),
+    ("ingest", IngestSettings, "INGEST"),
+    ("query-api", ApiSettings, "API"),
+    ("simulator", SimulatorSettings, "SIMULATOR"),
+]
+
+
+@pytest.mark.parametrize(("service", "settings", "section"), SETTINGS, ids=[row[2].lower() for row in SETTINGS])
+def test_readme_lists_every_setting_with_its_default(
+    service: str, settings: type[msgspec.Struct], section: str
+) -> None:
+    text = (ROOT / "services" / service / "README.md").read_text()
+    rows = {row[0]: row for row in re.findall(r"^\| `(CNCMON_\w+)` \| (\S*) \| (.*) \|$", text, re.MULTILINE)}
+    for variable, default, description in describe(settings, section):
+        assert variable in rows, f"{variable} is missing in the table"
+        assert rows[variable][1].strip("`") == default, variable
+        assert rows[variable][2].strip(), f"{variable} has no description"
+        assert description, f"{variable} has no description in the code"
+    known = {variable for variable, _, _ in describe(settings, section)}
+    stale = {name for name in rows if name.startswith(f"CNCMON_{section}_")} - known
+    assert not stale, "settings that are no more"
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=str
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_makefile_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+    described = set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+    assert targets == described
