@@ -1,6 +1,7 @@
 """What the documents say is what the code does."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 
 from cncmon_agent.settings import AgentSettings
 from cncmon_api.settings import ApiSettings
+from cncmon_core import machine_files
 from cncmon_core.nats_link import NatsSettings
 from cncmon_core.service import ServiceSettings
 from cncmon_core.settings import describe
@@ -56,3 +58,13 @@ def test_makefile_help_lists_every_target() -> None:
     targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
     described = set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
     assert targets == described
+
+
+def test_the_readmes_machine_is_the_example_and_can_be_used() -> None:
+    example = ROOT / "docs" / "examples" / "mill.yaml"
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert textwrap.dedent("   " + block.group(1).lstrip()).strip() == example.read_text().strip()
+    found = machine_files.load([example])
+    assert found.problems == []
+    assert list(found.machines) == ["mill-7"]

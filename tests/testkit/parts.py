@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 REQUIRED = os.environ.get("CNCMON_TEST_REQUIRE") == "all"
 
@@ -14,9 +15,19 @@ def missing_part(part: str) -> str | None:
         return None if browser() else "no Chromium on PATH"
     if part == "root":
         return None if os.geteuid() == 0 else "needs root"
+    if part == "timescaledb":
+        return None if timescaledb_programs() else "no TimescaleDB in a PostgreSQL (scripts/setup-timescaledb.sh)"
     raise ValueError(f"unknown part {part!r}")
 
 
 def browser() -> str | None:
     """Return the path of a Chromium, if there is one."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def timescaledb_programs() -> Path | None:
+    """Return the programs of the newest of Debian's PostgreSQL servers that has TimescaleDB, if there is one."""
+    controls = Path("/usr/share/postgresql").glob("[0-9]*/extension/timescaledb.control")
+    versions = sorted((control.parts[-3] for control in controls), key=int, reverse=True)
+    folders = (Path("/usr/lib/postgresql") / version / "bin" for version in versions)
+    return next((folder for folder in folders if (folder / "postgres").exists()), None)

@@ -119,12 +119,13 @@ class Postgres(Server):
 
 
 @contextlib.contextmanager
-def running_postgres(settings: dict[str, str] | None = None) -> Iterator[Postgres]:
+def running_postgres(settings: dict[str, str] | None = None, programs: Path | None = None) -> Iterator[Postgres]:
     # Not pytest's folder: that one is closed to the user whom PostgreSQL runs as under root.
     with tempfile.TemporaryDirectory(prefix="cncmon-pg-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        server = Postgres(postgres.PostgresCluster(folder / "pg", free_port(), settings), folder / "postgres.log")
+        cluster = postgres.PostgresCluster(folder / "pg", free_port(), settings, programs)
+        server = Postgres(cluster, folder / "postgres.log")
         server.start()
         try:
             yield server

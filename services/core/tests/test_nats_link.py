@@ -243,3 +243,21 @@ async def test_tries_are_spaced(own_nats: Server) -> None:
     async with running(link, Sessions()):
         await asyncio.sleep(1)
     assert 5 <= len(tries) <= 90
+
+
+async def test_a_server_that_never_speaks_is_left_without_a_leak() -> None:
+    left = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        await reader.read()
+        left += 1
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = link_to(port, connect_timeout_ms=100)
+        async with running(link, Sessions()) as task:
+            await until(lambda: left >= 2)
+            assert not task.done()
+            assert link.check() != f"NATS nats://127.0.0.1:{port}: "

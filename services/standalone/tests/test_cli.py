@@ -2,12 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from cncmon_standalone.cli import app
 
 
 def cncmon(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -32,9 +36,9 @@ def test_help_names_every_command() -> None:
 
 @pytest.mark.parametrize("command", [("demo",), ("up",), ("status",), ("doctor",), ("down",), ("dlq", "replay")])
 def test_each_command_explains_itself(command: tuple[str, ...]) -> None:
-    done = cncmon(*command, "--help")
-    assert done.returncode == 0
-    assert "Usage: " in done.stdout
+    done = CliRunner().invoke(app, [*command, "--help"])
+    assert done.exit_code == 0
+    assert "Usage: " in done.output
 
 
 def test_help_comes_at_once() -> None:
@@ -95,3 +99,14 @@ def test_doctor_for_programs(reachable: Path) -> None:
     assert all(set(check) == {"group", "name", "status", "detail", "remedy"} for check in found["checks"])
     assert done.returncode == (0 if found["ok"] else 1)
     assert {check["group"] for check in found["checks"]} == {"installation", "this machine", "ports"}
+
+
+def test_a_demo_that_cannot_start_leaves_no_folder_behind(reachable: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cncmon("demo", "--api-port", str(port), "--for", "1s", "--json", TMPDIR=str(reachable))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"port {port} (for the page and the API) is in use by " in done.stderr
+    assert "kept" not in done.stderr
+    assert list(reachable.iterdir()) == []

@@ -1,5 +1,7 @@
 """The whole system on this machine, as root and as a normal user: demo, up, status, doctor, dlq, down, kill -9."""
 
+import asyncio
+import base64
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cncmon_standalone import backlog
 from cncmon_standalone.folder import DataFolder
 from cncmon_standalone.ports import pick
 from cncmon_standalone.state import RunState, read
@@ -106,14 +109,14 @@ def wait_until_running(data: Path, process: subprocess.Popen[str], seconds: floa
 
 def test_demo_proves_itself_as_a_normal_user_with_a_part_killed(reachable: Path) -> None:
     port = pick()[0]
-    arguments = ["demo", "--for", "6s", "--json", "--machines", "4", "--hz", "10", "--kill", "nats"]
+    arguments = ["demo", "--for", "4s", "--json", "--machines", "4", "--hz", "10", "--kill", "nats"]
     with running(*arguments, "--api-port", str(port), home=reachable, as_normal_user=True) as process:
         out, told = process.communicate(timeout=90)
     found: dict[str, Any] = json.loads(out)
     assert process.returncode == 0, told
     assert found["lost"] == found["duplicated"] == found["mismatched"] == found["gaps"] == found["dead_lettered"] == 0
     assert found["examples"] == []
-    assert found["stored"] == found["accepted"] > 150
+    assert found["stored"] == found["accepted"] > 100
     assert found["acquired"] <= found["answered"] <= found["due"] + found["machines"]
     assert found["killed"] == "nats"
     assert found["restarts"] == {"nats": 1}
@@ -139,8 +142,19 @@ def arguments(reachable: Path) -> list[str | Path]:
     return ["up", "-f", file, "--data", reachable / "data", *ports]
 
 
-def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> None:
+def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
+    reachable: Path, arguments: list[str | Path]
+) -> None:
     data = reachable / "data"
+    with running(*arguments, home=reachable) as first:
+        state = wait_until_running(data, first)
+        children = [psutil.Process(part.pid) for part in state.processes if part.pid]
+        assert len(children) == 6
+        first.kill()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    assert cncmon("status", "--data", data, home=reachable).returncode == 3
+
     with running(*arguments, home=reachable) as process:
         state = wait_until_running(data, process)
         names = [part.name for part in state.processes]
@@ -160,6 +174,7 @@ def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> 
         assert found["nats_url"] == f"nats://127.0.0.1:{arguments[8]}"
         assert found["database_dsn"].endswith(f"@127.0.0.1:{arguments[10]}/cncmon")
         assert found["backlog"] == 0
+        assert found["problems"] == []
         assert {"name", "pid", "state", "restarts"} <= set(found["processes"][0])
         assert {machine["id"]: machine["state"] for machine in found["machines"]} == {
             "lathe-1": "offline",
@@ -173,8 +188,7 @@ def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> 
         assert [check for check in doctor["checks"] if check["status"] == "fail"] == []
         assert doctor["ok"]
         assert doctor["running"]
-        assert json.loads(cncmon("dlq", "ls", "--json", "--data", data, home=reachable).stdout) == []
-        assert cncmon("dlq", "show", "1", "--data", data, home=reachable).returncode == 2
+        _dead_letters(data, reachable, found["nats_url"])
 
         down = cncmon("down", "--data", data, home=reachable)
         assert down.returncode == 0, down.stderr
@@ -188,31 +202,35 @@ def test_up_from_start_to_down(reachable: Path, arguments: list[str | Path]) -> 
     assert stopped[2:] == ["ingest", "api", "nats", "postgres"]
 
 
+def _dead_letters(data: Path, home: Path, nats_url: str) -> None:
+    frame = b'{"machine_id": "CNC-MALFORMED", "temperature": "not-a-float"}'
+
+    async def publish() -> None:
+        client = await backlog.connect(nats_url)
+        await client.jetstream().publish("CNC_DATA.old", len(frame).to_bytes(4, "big") + frame)
+        await client.close()
+
+    asyncio.run(publish())
+    deadline = time.monotonic() + 10
+    while not (found := json.loads(cncmon("dlq", "ls", "--json", "--data", data, home=home).stdout)):
+        assert time.monotonic() < deadline
+    (letter,) = found
+    assert letter["reason"] == "invalid_field"
+    assert f"{letter['id']}  " in cncmon("dlq", "ls", "--data", data, home=home).stdout
+    shown = json.loads(cncmon("dlq", "show", str(letter["id"]), "--json", "--data", data, home=home).stdout)
+    assert base64.b64decode(shown["payload_base64"]) == frame
+    assert frame.decode() in cncmon("dlq", "show", str(letter["id"]), "--data", data, home=home).stdout
+    again = cncmon("dlq", "replay", "--all", "--data", data, home=home)
+    assert again.returncode == 1
+    assert f"× {letter['id']}: invalid_field" in again.stdout
+    assert cncmon("dlq", "show", "999", "--data", data, home=home).returncode == 2
+
+
 def _status_with_both_machines(data: Path, home: Path) -> dict[str, Any]:
     deadline = time.monotonic() + 15
     while True:
         found: dict[str, Any] = json.loads(cncmon("status", "--json", "--data", data, home=home).stdout)
-        if len(found["machines"] or []) == 2 and found["backlog"] == 0:
+        if len(found["machines"]) == 2 and found["backlog"] == 0:
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
-
-
-def test_after_kill_9_of_the_supervisor_nothing_is_left_and_the_next_start_works(
-    reachable: Path, arguments: list[str | Path]
-) -> None:
-    data = reachable / "data"
-    with running(*arguments, home=reachable) as first:
-        state = wait_until_running(data, first)
-        children = [psutil.Process(part.pid) for part in state.processes if part.pid]
-        assert len(children) == 6
-        first.kill()
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert alive == []
-    assert cncmon("status", "--data", data, home=reachable).returncode == 3
-    with running(*arguments, home=reachable) as second:
-        wait_until_running(data, second)
-        second.send_signal(signal.SIGINT)
-        told, _ = second.communicate(timeout=20)
-    assert second.returncode == 0, told
-    assert told.rstrip().endswith("Stopped.")

@@ -214,8 +214,9 @@ def problems_of_signals(signals: list[Signal]) -> list[tuple[str, str]]:
             problems.append((f"{path}.name", f"{signal.name!r} is set by the agent, not read from a register"))
         if signal.register + signal.registers() > 65536:
             problems.append((f"{path}.register", f"{signal.register} + {signal.registers()} registers go past 65535"))
-        if not (math.isfinite(signal.scale) and math.isfinite(signal.offset)):
-            problems.append((f"{path}.scale", "scale and offset must be finite numbers"))
+        for name, value in (("scale", signal.scale), ("offset", signal.offset)):
+            if not math.isfinite(value):
+                problems.append((f"{path}.{name}", f"{value} is no finite number"))
         if signal.bit is not None and signal.type not in ("uint16", "bool"):
             problems.append((f"{path}.bit", "a bit is taken from one register: type must be uint16 or bool"))
         if signal.enumeration is not None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
+from cncmon_core import machine_faults
 from cncmon_core.machine import (
     API_VERSION,
     Document,
@@ -26,6 +27,7 @@ DEPTH_MAX: Final = 64
 """Bounds nesting: PyYAML's composer recurses in C, where too deep ends the process."""
 _TOO_MANY: Final = f"more than {NODES_MAX} values in one document (aliases counted each time)"
 
+_KINDS: Final[dict[str, type[Document]]] = {"Machine": Machine, "MachineProfile": MachineProfile}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -137,17 +139,30 @@ def _parse_file(file: Path, problems: list[Problem]) -> list[_Parsed]:
         text = file.read_text(encoding="utf-8")
         _check_shape(text)
         nodes = list(yaml.compose_all(text, Loader=_Loader))
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(file), 0, "", "", f"can't be read: {error}"))
+    except UnicodeDecodeError as error:
+        said = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} at position {error.start}"
+        problems.append(Problem(str(file), 0, "", "", said))
+        return []
+    except OSError as error:
+        problems.append(Problem(str(file), 0, "", "", f"can't be read: {error.strerror}"))
         return []
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problems.append(Problem(str(file), line, "", "", f"not YAML: {error.problem}"))
+        hint = " (a tab: YAML is indented by spaces)" if _begins_with_tab(text, line) else ""
+        problems.append(Problem(str(file), line, "", "", f"not YAML: {error.problem}{hint}"))
         return []
     except (yaml.YAMLError, RecursionError) as error:
-        problems.append(Problem(str(file), 0, "", "", f"not YAML: {error}"))
+        problems.append(Problem(str(file), 0, "", "", f"not YAML: {_one_line(error)}"))
         return []
     return [parsed for node in nodes for parsed in _parse_node(node, str(file), problems)]
+
+
+def _begins_with_tab(text: str, line: int) -> bool:
+    return any(found.lstrip(" ").startswith("\t") for found in text.split("\n")[max(line - 1, 0) : line])
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def _fault(text: str, mark: Any) -> yaml.MarkedYAMLError:
@@ -185,22 +200,19 @@ def _parse_node(node: Any, file: str, problems: list[Problem]) -> list[_Parsed]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problems.append(Problem(file, first, "", "", f"not usable YAML: {error}"))
         return []
-    if not isinstance(value, dict) or value.get("kind") not in ("Machine", "MachineProfile"):
+    if not isinstance(value, dict) or value.get("kind") not in list(_KINDS):
         kind = value.get("kind") if isinstance(value, dict) else type(value).__name__
         problems.append(
             Problem(file, first, "", "$.kind", f"{kind!r}; expected Machine or MachineProfile ({API_VERSION})")
         )
         return []
     metadata = value.get("metadata")
-    label = f"{value['kind']} {metadata.get('name', '?') if isinstance(metadata, dict) else '?'}"
+    label = f"{value['kind']} {_one_line(metadata.get('name', '?') if isinstance(metadata, dict) else '?')}"
     try:
         document = msgspec.convert(_stringify_enumerations(value), Machine | MachineProfile)
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `")
-        what, _, inside = path.partition("` in `")
-        text, path = (f"{text} as {what}", inside) if inside else (text, path)
-        path = path.rstrip("`") or "$"
-        problems.append(Problem(file, _line_of(path, lines), label, path, _in_plain_words(text)))
+        path, text = machine_faults.of_validation(error, _KINDS[value["kind"]])
+        problems.append(Problem(file, _line_of(path, lines), label, path, text))
         return []
     return [_Parsed(document, file, lines)]
 
@@ -213,18 +225,6 @@ def _stringify_enumerations(value: dict[str, Any]) -> dict[str, Any]:
         if isinstance(signal, dict) and isinstance(signal.get("enumeration"), dict):
             signal["enumeration"] = {str(raw): word for raw, word in signal["enumeration"].items()}
     return value
-
-
-def _in_plain_words(text: str) -> str:
-    text = text.replace("Object contains unknown field", "unknown field").replace(
-        "Object missing required field", "missing field"
-    )
-    return (
-        text.replace("`str`", "text")
-        .replace("`int`", "a whole number")
-        .replace("`float`", "a number")
-        .replace("`object`", "a mapping")
-    )
 
 
 class _Index:

@@ -137,20 +137,37 @@ class NatsLink:
             "connect_timeout": settings.connect_timeout_ms / 1000,
             "ping_interval": settings.ping_interval_ms / 1000,
         }
+        timeout_s = settings.connect_timeout_ms / 1000 + 1
         client = Client()
-        await asyncio.wait_for(
-            client.connect(
-                list(settings.servers),
-                name=self._name,
-                allow_reconnect=False,
-                max_outstanding_pings=2,
-                inbox_prefix=self._inbox_prefix.encode(),
-                closed_cb=on_closed,
-                error_cb=on_error,
-                **options,
-            ),
-            settings.connect_timeout_ms / 1000 + 1,
-        )
+        try:
+            await asyncio.wait_for(
+                client.connect(
+                    list(settings.servers),
+                    name=self._name,
+                    allow_reconnect=False,
+                    # 1 and 0: each server is tried twice at once, then it is our turn to wait, with jitter. Its own
+                    # way is 60 tries, 2 s apart, within this one call.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    max_outstanding_pings=2,
+                    inbox_prefix=self._inbox_prefix.encode(),
+                    closed_cb=on_closed,
+                    error_cb=on_error,
+                    **options,
+                ),
+                timeout_s,
+            )
+        except BaseException as error:
+            if client.is_connecting:
+                # It has a socket by now, which nobody else would close.
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                    await asyncio.wait_for(client.close(), 2)
+            if isinstance(error, nats.errors.NoServersError):
+                # `on_error` was told why, for each of them.
+                raise ConnectionError(self._last_error) from error
+            if isinstance(error, TimeoutError) and not str(error):
+                raise TimeoutError(f"no answer within {timeout_s:g} s") from error
+            raise
         return client
 
     def _tell(self, error: Exception, tries: int) -> None:

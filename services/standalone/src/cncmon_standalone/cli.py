@@ -88,9 +88,9 @@ def demo(
     Exit status with --for: 0 when every accepted sample is stored exactly once as the machine gave it, or is a listed
     dead letter or gap; 1 when samples were lost, doubled or changed.
     """
-    from cncmon_standalone.demo import run as command
+    from cncmon_standalone.demo.options import Options
 
-    options = command.Options(
+    options = Options(
         machines=machines,
         hz=hz,
         behaviour=behaviour,
@@ -103,7 +103,10 @@ def demo(
         workers=workers,
         api_port=api_port,
     )
-    raise typer.Exit(_run(command.run(options)))
+    options.check()
+    from cncmon_standalone.demo.run import run
+
+    raise typer.Exit(_run(run(options)))
 
 
 @app.command(short_help="Your own machines, until Ctrl-C.")

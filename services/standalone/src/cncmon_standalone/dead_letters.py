@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import msgspec
 from rich.markup import escape
-from rich.table import Table
 
 from cncmon_ingest import dlq
 from cncmon_ingest.settings import IngestSettings
@@ -44,21 +43,20 @@ async def ls(data: Path | None, *, every: bool, limit: int, as_json: bool) -> No
     if not found:
         out.print("No dead letters: everything that came could be stored.")
         return
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for title in ("id", "when (UTC)", "reason", "detail", "subject", "frame", "bytes", "state"):
-        table.add_column(title, no_wrap=title in ("id", "when (UTC)", "reason", "state"), overflow="fold")
+    width = max(len(row["reason"]) for row in found)
     for row in found:
-        table.add_row(
-            str(row["id"]),
-            f"{row['created']:%Y-%m-%d %H:%M:%S}",
-            escape(row["reason"]),
-            escape(row["detail"][:100]),
-            escape(row["subject"]),
-            "all" if row["frame"] == -1 else str(row["frame"]),
-            str(row["bytes"]),
-            row["state"],
+        what = "whole message" if row["frame"] == -1 else f"frame {row['frame']}"
+        mark = "" if row["state"] == "dead" else f"  [green]{row['state']}[/]"
+        out.print(
+            f"[bold]{row['id']:>6}[/]  {row['created']:%Y-%m-%d %H:%M:%S}  {escape(row['reason']):<{width}}  "
+            f"{escape(row['subject'])}, {what}, {row['bytes']:,} bytes{mark}",
+            soft_wrap=True,
         )
-    out.print(table)
+        out.print(f"        [dim]{escape(row['detail'])}[/]", soft_wrap=True)
+    out.print(
+        "\nTimes are UTC. One of them in full: cncmon dlq show ID. Store again: cncmon dlq replay ID, or --all.",
+        soft_wrap=True,
+    )
 
 
 async def show(data: Path | None, id_: int, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """`cncmon status`: what runs, for people as tables and for programs as one JSON object."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ async def run(data: Path | None, *, as_json: bool) -> None:
 
 
 def _document(running: RunState, waiting: int | None, machines: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Return the JSON form. backlog is null while NATS doesn't answer, machines is null while the API doesn't."""
+    """Return the JSON form. backlog is null while NATS doesn't answer; problems says what of this could not be had."""
+    problems = []
+    if waiting is None:
+        problems.append("NATS does not answer: the backlog is unknown")
+    if machines is None:
+        problems.append("the API does not answer: the machines are unknown")
     return {
         "api_url": running.api_url,
         "nats_url": running.nats_url,
@@ -51,14 +57,12 @@ def _document(running: RunState, waiting: int | None, machines: list[dict[str, A
             for process in running.processes
         ],
         "backlog": waiting,
-        "machines": machines
-        and [{key: machine[key] for key in ("id", "state", "last_sample")} for machine in machines],
+        "machines": [{key: machine[key] for key in ("id", "state", "last_sample")} for machine in machines or []],
+        "problems": problems,
     }
 
 
 def _print(running: RunState, waiting: int | None, machines: list[dict[str, Any]] | None) -> None:
-    import time
-
     out = console.for_people()
     out.print(
         f"[bold]cncmon {running.command}[/] for {show_duration(time.time() - running.started)}, pid {running.pid}"

@@ -4,9 +4,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import msgspec
 from rich.markup import escape
@@ -14,8 +11,9 @@ from rich.markup import escape
 from cncmon_standalone import console, folder, live, session, state, system
 from cncmon_standalone.demo import report
 from cncmon_standalone.demo.measure import Measurement
+from cncmon_standalone.demo.options import Options
 from cncmon_standalone.duration import show as show_duration
-from cncmon_standalone.errors import PartError, StopRequestedError, UnusableError
+from cncmon_standalone.errors import InUseError, PartError, StopRequestedError
 from cncmon_standalone.ports import pick
 from cncmon_standalone.supervise.supervisor import Supervisor
 
@@ -24,48 +22,26 @@ DATA_S_MAX = 30.0
 FAILED = 1
 
 
-@dataclass(frozen=True)
-class Options:
-    """What was asked for on the command line. seconds None: until Ctrl-C."""
-
-    machines: int
-    hz: float
-    behaviour: Literal["shop", "reference"]
-    seed: int
-    seconds: float | None
-    as_json: bool
-    kill: Literal["agent", "ingest", "nats", "postgres"] | None
-    data: Path | None
-    browser: bool
-    workers: int
-    api_port: int
-
-    def check(self) -> None:
-        """Raise UnusableError where options don't go together."""
-        if self.seconds is None and (self.as_json or self.kill):
-            raise UnusableError(f"{'--json' if self.as_json else '--kill'} needs --for, such as --for 30s")
-
-
 async def run(options: Options) -> int:
     """Run the demo; return the exit status.
 
     Raises:
         StandaloneError: what is wrong and what to do; the data folder is kept.
     """
-    options.check()
     progress = console.Progress(console.for_people(to_stderr=options.as_json))
     root = options.data.absolute() if options.data else folder.make_temporary()
     data = folder.DataFolder(root)
     data.make()
-    demo = _Demo(options, data, progress)
     keep = options.data is not None
     try:
         with data.locked(), state.announced(data):
-            status = await demo.run()
+            status = await _Demo(options, data, progress).run()
         keep = keep or status != 0
     except StopRequestedError:
         progress.line("Stopped before everything was running.")
         return StopRequestedError.exit_status
+    except InUseError:
+        raise  # nothing was started, nothing is worth keeping
     except BaseException:
         keep = True
         progress.line(f"  Data and logs are kept: [bold]{escape(str(data.logs))}[/]")

@@ -101,12 +101,15 @@ def shipped_programs() -> Path:
 
 
 class PostgresCluster:
-    """One PostgreSQL data folder and how to run a server on it."""
+    """One PostgreSQL data folder and how to run a server on it. `programs` is that server's folder; None: the wheel's."""
 
-    def __init__(self, folder: Path, port: int, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, port: int, settings: dict[str, str] | None = None, programs: Path | None = None
+    ) -> None:
         self.folder = folder
         self.port = port
         self._settings = SETTINGS | (settings or {})
+        self._programs = programs
         self._data = folder / "data"
         self._owner = Owner.of(self._data)
 
@@ -157,6 +160,8 @@ class PostgresCluster:
         )
 
     def _binaries(self) -> Path:
+        if self._programs is not None:
+            return self._programs
         shipped = shipped_programs()
         if self._owner.can_reach(shipped / "bin" / "postgres"):
             return shipped / "bin"

@@ -1,0 +1,504 @@
+"""The delivery rules of the edge without I/O: A4 (when a batch is freed), A5 (when it is sent again), A7 (unknown is not zero)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from cncmon_agent.batch import make
+from cncmon_agent.buffer.hot import HotBuffer
+from cncmon_agent.delivery import MARGIN_S, Delivery
+from cncmon_agent.epochs import Epoch
+from cncmon_core.watermark import Watermark
+
+EPOCH = 77
+WINDOW_S = 120.0
+HOUR_S = 3600.0
+
+
+class Way:
+    """A buffer, an epoch and the delivery over them; publishes and acknowledges on demand."""
+
+    def __init__(self, batches: int) -> None:
+        self.buffer = HotBuffer(64, 1 << 20)
+        self.epoch = Epoch(EPOCH)
+        self.delivery = Delivery(self.buffer, self.epoch, WINDOW_S)
+        for seq in range(1, batches + 1):
+            self.buffer.append(make(EPOCH, seq, seq - 1, "samples", [b"{}"], 1, 0.0))
+
+    def publish(self) -> list[int]:
+        """Return what is published until there is nothing more to publish."""
+        seqs = []
+        while (seq := self.delivery.next_to_publish()) is not None:
+            seqs.append(seq)
+        return seqs
+
+    def ack(self, *seqs: int, at: int = 0, now_s: float = 0.0, duplicate: bool = False) -> None:
+        """Acknowledge seqs one after another, the first at stream sequence `at` (its own number where 0)."""
+        for offset, seq in enumerate(seqs):
+            self.delivery.taken(seq, at + offset if at else seq, now_s, duplicate=duplicate)
+
+    def tell(
+        self, seq: int | None, floor: int = 0, *, generation: int = 1, created: str = "first", others: Any = None
+    ) -> None:
+        epochs = ({} if seq is None else {EPOCH: seq}) | (others or {})
+        self.delivery.told(Watermark(generation, created, floor, epochs))
+
+    @property
+    def held(self) -> list[int]:
+        return [batch.identity.seq for batch in self.buffer]
+
+
+@pytest.fixture
+def way() -> Callable[[int], Way]:
+    return Way
+
+
+def test_batches_are_published_in_order_and_once(way) -> None:
+    here = way(3)
+    assert here.publish() == [1, 2, 3]
+    assert here.publish() == []
+    assert here.delivery.unacknowledged() == 3
+    here.buffer.append(make(EPOCH, 4, 3, "samples", [b"{}"], 1, 0.0))
+    assert here.delivery.unacknowledged() == 4
+    assert here.publish() == [4]
+
+
+def test_delivery_a4_the_watermark_alone_frees_nothing(way) -> None:
+    here = way(3)
+    here.publish()
+    here.tell(3, floor=3)
+    assert here.held == [1, 2, 3]
+    here.ack(1)
+    assert here.held == [2, 3]
+
+
+def test_delivery_a4_the_puback_alone_frees_nothing(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    assert here.held == [1, 2, 3]
+    assert here.delivery.unacknowledged() == 0
+    here.tell(2)
+    assert here.held == [3]
+
+
+def test_delivery_a4_an_acknowledged_batch_behind_an_unacknowledged_one_is_not_freed(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 3)
+    here.tell(3)
+    assert here.held == [2, 3]
+    here.ack(2, at=4)
+    assert here.held == []
+
+
+def test_delivery_a4_a_watermark_beyond_what_we_have_frees_what_we_have(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1, 2)
+    here.tell(1 << 60)
+    assert here.held == []
+    assert here.epoch.freed_seq == 2
+
+
+def test_delivery_a4_how_far_it_is_freed_and_taken_is_written_down(way) -> None:
+    here = way(4)
+    here.publish()
+    here.ack(1, 2, 4)
+    assert (here.epoch.acked_seq, here.epoch.acked_samples, here.epoch.freed_seq) == (2, 2, 0)
+    here.tell(1)
+    assert (here.epoch.acked_seq, here.epoch.acked_samples, here.epoch.freed_seq) == (2, 2, 1)
+    here.ack(3, at=5)
+    assert (here.epoch.acked_seq, here.epoch.acked_samples, here.epoch.freed_seq) == (4, 4, 1)
+
+
+def test_delivery_a4_events_count_as_batches_and_not_as_samples() -> None:
+    here = Way(0)
+    here.buffer.append(make(EPOCH, 1, 0, "events", [b"{}"], 1, 0.0))
+    here.publish()
+    here.ack(1)
+    assert (here.epoch.acked_seq, here.epoch.acked_samples) == (1, 0)
+
+
+def test_delivery_a5_a_watermark_that_stands_for_hours_causes_no_resend(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(0, floor=0)
+    for now_s in range(0, int(24 * HOUR_S), 60):
+        here.tell(0, floor=0)
+        here.delivery.look_for_lost(float(now_s))
+        assert here.publish() == []
+    assert here.delivery.resent == 0
+    assert here.held == [1, 2, 3]
+
+
+def test_delivery_a5_what_the_floor_has_passed_without_storing_it_is_sent_again_after_the_window(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3, now_s=1000.0)
+    here.tell(1, floor=3)
+    for now_s in (1000.0, 1000.0 + WINDOW_S, 1000.0 + WINDOW_S + MARGIN_S):
+        here.delivery.look_for_lost(now_s)
+        assert here.publish() == []
+    here.delivery.look_for_lost(1000.0 + WINDOW_S + MARGIN_S + 0.1)
+    assert here.publish() == [2, 3]
+    assert here.delivery.resent == 2
+    assert here.held == [2, 3]
+    # Sent and acknowledged anew, each waits for its own evidence again.
+    here.ack(2, 3, at=4, now_s=1200.0)
+    here.delivery.look_for_lost(1200.0 + HOUR_S)
+    assert here.publish() == []
+    here.tell(3, floor=5)
+    assert here.held == []
+
+
+def test_delivery_a5_what_the_floor_has_not_passed_is_not_sent_again(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(0, floor=2)
+    here.delivery.look_for_lost(HOUR_S)
+    assert here.publish() == [1, 2]
+
+
+def test_delivery_a5_what_is_stored_is_not_sent_again_though_an_earlier_one_was_lost(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(2, floor=3)
+    here.delivery.look_for_lost(HOUR_S)
+    assert here.publish() == [3]
+
+
+def test_delivery_a5_a_stream_made_anew_gets_everything_that_is_not_freed(way) -> None:
+    here = way(4)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(1, floor=1)
+    here.tell(1, floor=0, created="second")
+    assert here.publish() == [2, 3]
+    here.ack(2, 3, at=1)
+    here.ack(4, at=3)
+    here.tell(4, floor=3, created="second")
+    assert here.held == []
+
+
+def test_delivery_a5_the_same_stream_told_again_sends_nothing(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1, 2)
+    for _ in range(3):
+        here.tell(0, floor=0)
+    assert here.publish() == []
+
+
+def test_delivery_a5_a_last_sequence_that_went_back_means_the_tail_is_lost(way) -> None:
+    here = way(5)
+    here.publish()
+    here.ack(1, 2, 3, 4, at=100)
+    # The stream lost 102 and 103, and gives 102 out again.
+    here.ack(5, at=102)
+    assert here.publish() == [3, 4]
+    assert here.delivery.resent == 2
+    here.ack(3, 4, at=103)
+    assert here.publish() == []
+    here.tell(5, floor=104)
+    assert here.held == []
+
+
+def test_delivery_a5_a_duplicate_s_old_sequence_is_no_sign_of_loss(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, at=100)
+    here.delivery.failed(3)
+    assert here.publish() == [3]
+    # Sent twice: the server has the first one, and says where.
+    here.ack(3, at=102)
+    here.ack(2, at=101, duplicate=True)
+    assert here.publish() == []
+    assert here.delivery.resent == 0
+
+
+def test_delivery_a5_a_lost_connection_sends_again_only_what_was_in_flight(way) -> None:
+    here = way(5)
+    here.publish()
+    here.ack(1, 4)
+    here.delivery.connection_lost()
+    assert here.publish() == [2, 3, 5]
+    assert here.delivery.resent == 0
+    assert here.delivery.unacknowledged() == 3
+
+
+def test_what_failed_goes_before_what_is_new(way) -> None:
+    here = way(5)
+    assert [here.delivery.next_to_publish() for _ in range(3)] == [1, 2, 3]
+    here.delivery.failed(2)
+    here.delivery.failed(1)
+    assert here.publish() == [1, 2, 4, 5]
+
+
+def test_a_failure_after_the_acknowledgement_is_no_failure(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1)
+    here.delivery.failed(1)
+    here.delivery.failed(99)
+    assert here.publish() == []
+
+
+def test_an_acknowledgement_of_what_is_freed_changes_nothing(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1, 2)
+    here.tell(1)
+    here.ack(1, at=1, duplicate=True)
+    assert here.held == [2]
+    assert here.delivery.unacknowledged() == 0
+
+
+def test_delivery_a7_a_missing_watermark_is_unknown_not_zero(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1, 2)
+    assert here.delivery.watermark is None
+    here.tell(None, others={5: 9})
+    assert here.delivery.watermark is None
+    here.tell(0)
+    assert here.delivery.watermark == 0
+    assert here.held == [1, 2]
+
+
+def test_delivery_a7_without_any_document_nothing_is_taken_for_lost(way) -> None:
+    here = way(2)
+    here.publish()
+    here.ack(1, 2)
+    here.delivery.look_for_lost(1000 * HOUR_S)
+    assert here.publish() == []
+
+
+def test_delivery_a7_an_epoch_that_is_listed_no_more_keeps_its_watermark(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(2, floor=3)
+    here.tell(None, floor=3)
+    assert here.delivery.watermark == 2
+    here.delivery.look_for_lost(HOUR_S)
+    assert here.publish() == [3]
+
+
+def test_delivery_a7_a_lower_watermark_of_the_same_generation_is_old_news(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(2, floor=2)
+    here.tell(1, floor=3, created="never")
+    assert here.delivery.watermark == 2
+    here.delivery.look_for_lost(HOUR_S)
+    assert here.publish() == []
+    here.tell(1, generation=0)
+    assert here.delivery.watermark == 2
+
+
+def test_delivery_a7_a_new_generation_may_be_lower(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(1, floor=3)
+    here.tell(0, floor=0, generation=2)
+    assert here.delivery.watermark == 0
+    # What was freed is freed; it is not in the buffer to be sent again.
+    assert here.held == [2, 3]
+    here.tell(1, generation=1)
+    assert here.delivery.watermark == 0
+    here.tell(3, floor=3, generation=2)
+    assert here.held == []
+
+
+class World(RuleBasedStateMachine):
+    """An agent's delivery in front of a stream and a ledger, which lose and delay whatever they can.
+
+    A message is a seq of our epoch, or None for another edge's. The stream keeps (message, time it was stored) by
+    sequence; `stream[0]` is sequence `base + 1`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = Way(0)
+        self.now_s = 0.0
+        self.created = 1
+        self.stream: list[tuple[int | None, float]] = []
+        self.floor = 0
+        self.ledger: set[int] = set()
+        self.wire: list[int] = []
+        self.acks: list[tuple[int, int, bool]] = []
+        self.acked: set[int] = set()
+        self.evidence: set[int] = set()
+        self.documents: list[Watermark] = []
+        self.told_created: str | None = None
+
+    # What the agent does.
+
+    @rule(count=st.integers(1, 3))
+    def append(self, count: int) -> None:
+        for _ in range(count):
+            _, seq = self.here.buffer.range()
+            self.here.buffer.append(make(EPOCH, seq, seq - 1, "samples", [b"{}"], 1, self.now_s))
+
+    @rule(count=st.integers(1, 5))
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            seq = self.here.delivery.next_to_publish()
+            if seq is None:
+                return
+            assert seq not in self.wire
+            # Acknowledged once, and published again: only where the stream has lost it.
+            assert seq not in self.acked or seq in self.evidence
+            self.acked.discard(seq)
+            self.wire.append(seq)
+
+    @precondition(lambda self: self.wire)
+    @rule(data=st.data())
+    def times_out(self, data: st.DataObject) -> None:
+        seq = data.draw(st.sampled_from(self.wire))
+        if data.draw(st.booleans()):
+            self._store(seq)
+        self.wire.remove(seq)
+        self.acks = [ack for ack in self.acks if ack[0] != seq]
+        self.here.delivery.failed(seq)
+
+    @rule(stored=st.integers(0, 3))
+    def connection_lost(self, stored: int) -> None:
+        for seq in self.wire[:stored]:
+            if not any(ack[0] == seq for ack in self.acks):
+                self._store(seq)
+        self.wire, self.acks = [], []
+        self.here.delivery.connection_lost()
+
+    @rule()
+    def look_for_lost(self) -> None:
+        told = self.here.delivery._told
+        if told is not None:
+            for seq, sent in self.here.delivery._sent.items():
+                if sent.stream_seq <= told.committed_floor and self.now_s - sent.taken_s > WINDOW_S:
+                    self.evidence.add(seq)
+        self.here.delivery.look_for_lost(self.now_s)
+
+    # What the stream does.
+
+    def _store(self, seq: int) -> tuple[int, bool]:
+        for index, (stored, at_s) in enumerate(self.stream):
+            if stored == seq and self.now_s - at_s <= WINDOW_S:
+                return index + 1, True
+        self.stream.append((seq, self.now_s))
+        return len(self.stream), False
+
+    @precondition(lambda self: any(all(ack[0] != seq for ack in self.acks) for seq in self.wire))
+    @rule()
+    def stream_stores(self) -> None:
+        seq = next(seq for seq in self.wire if all(ack[0] != seq for ack in self.acks))
+        self.acks.append((seq, *self._store(seq)))
+
+    @rule()
+    def another_edge_publishes(self) -> None:
+        self.stream.append((None, self.now_s))
+
+    @precondition(lambda self: self.acks)
+    @rule()
+    def ack_arrives(self) -> None:
+        seq, stream_seq, duplicate = self.acks.pop(0)
+        self.wire.remove(seq)
+        self.evidence.discard(seq)
+        self.acked.add(seq)
+        if not duplicate and stream_seq <= self.here.delivery._highest_taken:
+            self._all_suspect()
+        self.here.delivery.taken(seq, stream_seq, self.now_s, duplicate=duplicate)
+
+    @rule(count=st.integers(1, 4))
+    def stream_loses_its_tail(self, count: int) -> None:
+        lost = self.stream[-count:]
+        self.stream = self.stream[:-count]
+        self.floor = min(self.floor, len(self.stream))
+        self.evidence |= {seq for seq, _ in lost if seq is not None}
+
+    @rule()
+    def stream_is_made_anew(self) -> None:
+        self.evidence |= {seq for seq, _ in self.stream if seq is not None}
+        self.stream, self.floor = [], 0
+        self.created += 1
+
+    # What ingest does.
+
+    @precondition(lambda self: self.floor < len(self.stream))
+    @rule(count=st.integers(1, 5))
+    def ingest_stores(self, count: int) -> None:
+        for seq, _ in self.stream[self.floor : self.floor + count]:
+            if seq is not None:
+                self.ledger.add(seq)
+        self.floor = min(self.floor + count, len(self.stream))
+
+    @rule(lists_us=st.booleans())
+    def leader_writes(self, lists_us: bool) -> None:
+        watermark = 0
+        while watermark + 1 in self.ledger:
+            watermark += 1
+        epochs = {EPOCH: watermark} if lists_us or watermark else {}
+        self.documents.append(Watermark(1, str(self.created), self.floor, epochs))
+
+    @precondition(lambda self: self.documents)
+    @rule(back=st.integers(1, 3))
+    def document_arrives(self, back: int) -> None:
+        """The newest, or one that was overtaken on its way."""
+        document = self.documents[-min(back, len(self.documents))]
+        if self.here.delivery._told is not None and document.stream_created != self.here.delivery._told.stream_created:
+            self._all_suspect()
+        self.here.delivery.told(document)
+
+    @rule(seconds=st.sampled_from((0.5, 60.0, 200.0, 4000.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def _all_suspect(self) -> None:
+        """A stream that went back takes with it what it gave out since: more than was lost may be sent again."""
+        self.evidence |= set(self.here.delivery._sent)
+
+    @invariant()
+    def nothing_is_freed_that_is_not_stored(self) -> None:
+        first, end = self.here.buffer.range()
+        assert all(seq in self.ledger for seq in range(1, first))
+        assert self.here.epoch.freed_seq == first - 1
+        assert 0 <= self.here.delivery.unacknowledged() <= end - first
+
+    @invariant()
+    def the_books_are_of_what_is_held(self) -> None:
+        first, end = self.here.buffer.range()
+        assert all(first <= seq < end for seq in self.here.delivery._sent)
+
+    def teardown(self) -> None:
+        """With everything working again, everything is stored and freed within a few rounds."""
+        self.connection_lost(0)
+        for _ in range(8):
+            # There is always a next sample; what the stream lost last is noticed by it.
+            self.append(1)
+            self.publish(200)
+            while self.wire:
+                self.stream_stores()
+                self.ack_arrives()
+            while self.floor < len(self.stream):
+                self.ingest_stores(100)
+            self.leader_writes(lists_us=True)
+            self.document_arrives(1)
+            self.time_passes(WINDOW_S + MARGIN_S + 1)
+            self.look_for_lost()
+        first, end = self.here.buffer.range()
+        assert first == end
+        assert self.ledger == set(range(1, end))
+
+
+def test_delivery_whatever_is_lost_nothing_is_freed_unstored_and_all_is_stored_in_the_end() -> None:
+    run_state_machine_as_test(World, settings=settings(max_examples=150, stateful_step_count=50))
