@@ -59,4 +59,5 @@ scripts/build-web.sh
 if [ "$what" = dev ]; then
     install dev
     scripts/setup-browser.sh
+    scripts/setup-timescaledb.sh
 fi

@@ -57,7 +57,7 @@ async def _floor_ms(nats_url: str, dsn: str) -> float:
         now = datetime.now(UTC)
         await store.write([decode(Incoming("CNC_DATA.floor", {}, join(parts), seq, now), Limits.at(now, 300, 0))])
         times.append((time.perf_counter() - started) * 1000)
-    await store.close()
+    store.close()
     await client.close()
     return statistics.median(times)
 

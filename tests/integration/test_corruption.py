@@ -9,7 +9,10 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_core.frames import join
+from testkit.fixtures import on_both_servers
 from testkit.ingest import drained, frame, prepare, publish_plain, running_ingest, settings_for, until
+
+pytestmark = on_both_servers
 
 
 def _soon(**delta: float) -> str:

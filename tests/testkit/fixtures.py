@@ -10,10 +10,15 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_ingest.migrate import migrate
-from testkit.parts import REQUIRED, missing_part
+from testkit.parts import REQUIRED, missing_part, timescaledb_programs
 from testkit.servers import Postgres, Server, running_nats, running_postgres
 
 _numbers = itertools.count(1)
+
+on_both_servers = pytest.mark.parametrize(
+    "postgres_dsn", ["plain", pytest.param("timescaledb", marks=pytest.mark.needs("timescaledb"))], indirect=True
+)
+"""Runs a test that uses `postgres_dsn` on plain PostgreSQL and on one with TimescaleDB."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +50,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def postgres_server() -> Iterator[Postgres]:
     """A PostgreSQL server that all tests share: make databases in it, don't stop it."""
     with running_postgres({"fsync": "off", "max_connections": "100"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def timescaledb_server() -> Iterator[Postgres]:
+    """A PostgreSQL server with TimescaleDB, shared as `postgres_server` is; its tests need("timescaledb")."""
+    programs = timescaledb_programs()
+    assert programs is not None, 'a test without needs("timescaledb") asks for it'
+    settings = {"fsync": "off", "shared_preload_libraries": "timescaledb", "timescaledb.telemetry_level": "off"}
+    with running_postgres(settings, programs) as server:
         yield server
 
 
@@ -105,14 +120,16 @@ UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0
 
 
 async def _fingerprint(connection: asyncpg.Connection) -> str:
-    """Return what tells whether a database's schema and settings are as migrated."""
+    """Return what tells whether a database's schema and settings are as migrated; chunks don't count."""
     found: str = await connection.fetchval(
         """
         SELECT concat_ws(';',
             (SELECT string_agg(attrelid::regclass || '.' || attname, ',' ORDER BY attrelid::regclass::text, attname)
              FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.relnamespace = 'public'::regnamespace),
-            (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint),
-            (SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger),
+            (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint
+             WHERE connamespace = 'public'::regnamespace),
+            (SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid
+             WHERE c.relnamespace = 'public'::regnamespace),
             (SELECT string_agg(relname || coalesce(relacl::text, ''), ',' ORDER BY relname)
              FROM pg_class WHERE relnamespace = 'public'::regnamespace),
             (SELECT string_agg(number || checksum, ',' ORDER BY number) FROM schema_migrations),
@@ -129,16 +146,31 @@ def dsn_of(server: Postgres, database: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def _databases(postgres_server: Postgres) -> Databases:
+def _plain_databases(postgres_server: Postgres) -> Databases:
     return Databases(postgres_server)
 
 
+@pytest.fixture(scope="session")
+def _timescaledb_databases(timescaledb_server: Postgres) -> Databases:
+    return Databases(timescaledb_server)
+
+
 @pytest.fixture
-def postgres_dsn(_databases: Databases) -> Iterator[str]:
+def postgres_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of an empty database with the current schema; a test may do with it what it likes."""
-    dsn = asyncio.run(_databases.take())
+    yield from _lend(request.getfixturevalue(f"_{getattr(request, 'param', 'plain')}_databases"))
+
+
+@pytest.fixture
+def timescaledb_dsn(_timescaledb_databases: Databases) -> Iterator[str]:
+    """URL of an empty database with the current schema on the server with TimescaleDB."""
+    yield from _lend(_timescaledb_databases)
+
+
+def _lend(databases: Databases) -> Iterator[str]:
+    dsn = asyncio.run(databases.take())
     yield dsn
-    asyncio.run(_databases.give_back(dsn))
+    asyncio.run(databases.give_back(dsn))
 
 
 @pytest.fixture

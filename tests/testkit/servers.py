@@ -10,8 +10,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import psutil
 
 from cncmon_standalone.embedded import nats, postgres
 from cncmon_standalone.embedded.process import Command, die_with_parent, free_port
@@ -74,18 +76,25 @@ class Server:
             self.kill()
 
     def pause(self) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        """Freeze the server and every process of it: it is there, and does not answer."""
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        # PostgreSQL's backends lead process groups of their own.
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGCONT)
+        parent = psutil.Process(self._process.pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 @contextlib.contextmanager
-def running_nats(folder: Path) -> Iterator[Server]:
+def running_nats(folder: Path, **settings: Any) -> Iterator[Server]:
     port = free_port()
-    server = Server(nats.command(folder / "nats", port), port, folder / "nats.log")
+    server = Server(nats.command(folder / "nats", port, **settings), port, folder / "nats.log")
     server.start()
     try:
         yield server

@@ -1,4 +1,4 @@
-"""The delivery rules of the edge without I/O: A4 (when a batch is freed), A5 (when it is sent again), A7 (unknown is not zero)."""
+"""The delivery rules of the edge without I/O: A4 (when a batch is freed), A5 (sent again), A7 (unknown is not zero)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A record of what the agent accepted and what the stream acknowledged, for those who check the promise from outside."""
+"""A record of what the agent accepted and the stream acknowledged, for those who check the promise from outside."""
 
 from datetime import datetime
 from pathlib import Path

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nats.aio.client import Client
+from prometheus_client import Counter
 
 from cncmon_agent import heartbeat
 from cncmon_agent.accepted_log import AcceptedLog
@@ -29,6 +30,23 @@ log = logs.get(__name__)
 
 GOLDEN: float = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, spread evenly however many there are: the machines' phases within an interval."""
+
+
+RESTARTS = Counter("cncmon_edge_poller_restarts", "Machine tasks begun again after a fault of our own.")
+
+RESTART_S = 5.0
+
+
+async def _supervised(poller: Poller) -> None:
+    """Run one machine's task for ever: a fault of ours in it must not take the other machines along."""
+    while True:
+        try:
+            await poller.run()
+        except Exception:
+            log.exception("a machine's task failed and is begun again", machine=poller.report.id)
+            RESTARTS.inc()
+            poller.report.error = "internal error, see the agent's log"
+        await asyncio.sleep(RESTART_S)
 
 
 class Agent:
@@ -72,7 +90,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             link = group.create_task(self._link.run(self._session))
             keeping = group.create_task(self._keep())
-            polling = [group.create_task(poller.run()) for poller in self.pollers]
+            polling = [group.create_task(_supervised(poller)) for poller in self.pollers]
             await stop.wait()
             for task in polling:
                 task.cancel()

@@ -11,7 +11,7 @@ from cncmon_agent.batch import make
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import logs
-from cncmon_core.frames import PREFIX_BYTES
+from cncmon_core.frames import MAX_PAYLOAD_RESERVE_BYTES, PREFIX_BYTES
 from cncmon_core.identity import Kind
 from cncmon_core.sample import Sample, encode_sample
 
@@ -36,6 +36,7 @@ class Batcher:
         self._frames: list[bytes] = []
         self._marks: list[Mark] = []
         self._bytes = 0
+        self._bytes_max = settings.batch_bytes_max
         self._base = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusing = False
@@ -51,7 +52,7 @@ class Batcher:
         """Add a sample to the batch that is being collected, and cut it where it is full."""
         frame = encode_sample(sample)
         size = len(frame) + PREFIX_BYTES
-        if self._bytes + size > self._settings.batch_bytes_max:
+        if self._bytes + size > self._bytes_max:
             self.cut()
         self._frames.append(frame)
         self._bytes += size
@@ -65,7 +66,13 @@ class Batcher:
 
     def go(self, *, online: bool) -> None:
         """Linger shortly while there is a connection, longer while there is none."""
+        if online and not self.online:
+            self.cut()
         self.online = online
+
+    def limit(self, payload_bytes_max: int) -> None:
+        """Cut batches so that they fit into a message of the server, were they not to compress at all."""
+        self._bytes_max = min(self._settings.batch_bytes_max, payload_bytes_max - MAX_PAYLOAD_RESERVE_BYTES)
 
     def cut(self) -> None:
         """Append what is collected as one batch."""

@@ -1,7 +1,7 @@
-"""What is known of each batch's way: published, taken by the stream, in the database. The rules A4 and A5, without I/O.
+"""What is known of each batch's way: published, taken by the stream, in the database. Rules A4 and A5, without I/O.
 
-A batch is freed only when the database has everything up to it and the stream has acknowledged it to us. It is published
-again only on evidence that the stream lost it; a database that stands still for hours is no evidence.
+A batch is freed only when the database has everything up to it and the stream has acknowledged it to us. It is
+published again only on evidence that the stream lost it; a database that stands still for hours is no evidence.
 """
 
 import heapq

@@ -20,7 +20,7 @@ from cncmon_agent.buffer import Buffer
 from cncmon_agent.delivery import Delivery
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import logs, names
-from cncmon_core.frames import ENCODING_ZSTD
+from cncmon_core.frames import ENCODING_ZSTD, MAX_PAYLOAD_RESERVE_BYTES
 from cncmon_core.identity import subject_of
 from cncmon_core.watermark import decode_watermark
 
@@ -59,12 +59,13 @@ class Publisher:
 
     async def session(self, client: Client, also: Task) -> None:
         """Publish until the connection is gone; run `also(client)` beside it."""
+        self._batcher.limit(client.max_payload)
         self._batcher.go(online=True)
         try:
             js = client.jetstream(timeout=self._settings.ack_timeout_ms / 1000)
             await self._look_for_stream(js)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._publish(js, group))
+                group.create_task(self._publish(client, js, group))
                 group.create_task(self._follow_watermark(client, js))
                 group.create_task(self._watch())
                 group.create_task(_awaited(also(client)))
@@ -92,7 +93,7 @@ class Publisher:
             log.error(said, subject=subject)
         self.stream_error = said
 
-    async def _publish(self, js: JetStreamContext, group: asyncio.TaskGroup) -> None:
+    async def _publish(self, client: Client, js: JetStreamContext, group: asyncio.TaskGroup) -> None:
         while True:
             pause_s = self._refused_until_s - time.monotonic()
             if pause_s > 0:
@@ -107,6 +108,10 @@ class Publisher:
             batch = self._buffer.get(seq)
             if batch is None:
                 raise AssertionError(f"seq {seq} is to be published and not in the buffer")
+            if len(batch.data) + MAX_PAYLOAD_RESERVE_BYTES > client.max_payload:
+                self._room.release()
+                self._refuse(seq, _too_large(batch, client.max_payload))
+                continue
             name = batch.identity
             site, edge = self._settings.site, self._settings.edge
             future = await js.publish_async(
@@ -186,6 +191,13 @@ class Publisher:
             self._delivery.look_for_lost(time.monotonic())
             RESENT.set(self._delivery.resent)
             self._batcher.appended.set()
+
+
+def _too_large(batch: Batch, max_payload: int) -> str:
+    return (
+        f"a batch of {len(batch.data)} bytes does not fit the server's max_payload of {max_payload} bytes "
+        f"(less {MAX_PAYLOAD_RESERVE_BYTES} for headers): raise max_payload in its configuration"
+    )
 
 
 async def _awaited(work: Awaitable[None]) -> None:

@@ -1,4 +1,4 @@
-"""What every service shares: the wire format, the data model, and how a service connects, logs, measures and reports health.
+"""What every service shares: the wire format, the data model, and how a service connects, logs and reports health.
 
 Belongs here: names and bytes that two services must agree on (`names`, `frames`, `sample`, `identity`, `events`,
 `watermark`, `machine`), and the plumbing that must behave alike everywhere (`settings`, `logs`, `monitor`, `nats_link`,

@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def setup(service: str, level: str = "info") -> None:
-    """Send structlog and the standard library's logging to standard error as JSON lines with service, level, time, logger."""
+    """Send structlog and the standard library's logging to standard error as JSON lines."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

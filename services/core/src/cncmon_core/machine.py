@@ -19,7 +19,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 
 
 def _check_ends(*names: str) -> None:
-    """Refuse a line break at the end of a name: Python's `$` lets one follow, JSON Schema's (and Kubernetes') doesn't."""
+    """Refuse a line break at the end of a name: Python's `$` lets one follow, JSON Schema's doesn't."""
     if any(name.endswith("\n") for name in names):
         raise ValueError("a name can't end in a line break")
 
@@ -42,7 +42,8 @@ class _Document(
 class Signal(_Document, frozen=True, kw_only=True):
     """One value of a machine and where its controller keeps it.
 
-    Value = raw * scale + offset (raw / 10 for a scale of 0.1, which is exact), or `enumeration`'s word. Register addresses are the protocol's own, from 0 (not 40001).
+    Value = raw * scale + offset (raw / 10 for a scale of 0.1, which is exact), or `enumeration`'s word.
+    Register addresses are the protocol's own, from 0 (not 40001).
     """
 
     name: Annotated[
@@ -50,14 +51,14 @@ class Signal(_Document, frozen=True, kw_only=True):
         Meta(
             pattern=r"^[a-z][a-z0-9_]*$",
             max_length=64,
-            description="A sample field such as temperature or machine_state, or a name of your own: that goes to extras.",
+            description="A sample field such as temperature, or a name of your own: that goes to extras.",
         ),
     ]
     register: Annotated[int, Meta(ge=0, le=65535, description="First register (or coil), counted from 0.")]
     table: Annotated[
         Literal["holding", "input", "coil", "discrete"],
         Meta(
-            description="Modbus table: holding registers (function code 3), input registers (4), coils (1), discrete inputs (2)."
+            description="Modbus table: holding or input registers, coils or discrete inputs (function code 3, 4, 1, 2)."
         ),
     ] = "holding"
     type: Annotated[

@@ -1,4 +1,4 @@
-"""Health and metrics over HTTP: `/healthz`, `/readyz`, `/metrics`, served by a thread so that a stuck event loop shows."""
+"""Health and metrics over HTTP (`/healthz`, `/readyz`, `/metrics`), by a thread so that a stuck event loop shows."""
 
 import asyncio
 import threading

@@ -8,7 +8,7 @@ from cncmon_core.errors import InvalidNameError
 STREAM = "CNC_DATA"
 SUBJECT_PREFIX = "CNC_DATA"
 SUBJECT_ALL = "CNC_DATA.>"
-EVENTS_TOKEN = "events"
+EVENTS_SUFFIX = "events"
 DURABLE = "PROCESSOR"
 
 KV_STATUS = "edge_status"
@@ -19,6 +19,7 @@ NAME_CHARS_MAX = 63
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 """A DNS label (RFC 1123 section 2.1), so that a name is also a Kubernetes name and one subject token."""
 _NAME = re.compile(NAME_PATTERN)
+_TOKEN = re.compile(rf"^[-_=a-zA-Z0-9]{{1,{NAME_CHARS_MAX}}}$", re.ASCII)
 
 
 class Origin(NamedTuple):
@@ -36,7 +37,8 @@ def check_name(what: str, name: str) -> str:
     """
     if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
         raise InvalidNameError(
-            f"{what} {name!r}: use a-z, 0-9 and '-', start and end with a letter or digit, at most {NAME_CHARS_MAX} characters"
+            f"{what} {name!r}: use a-z, 0-9 and '-', start and end with a letter or digit, "
+            f"at most {NAME_CHARS_MAX} characters"
         )
     return name
 
@@ -48,7 +50,7 @@ def samples_subject(site: str, edge: str) -> str:
 
 def events_subject(site: str, edge: str) -> str:
     """Return the subject of an edge's events: alarms, state changes, gap declarations, epoch closings."""
-    return f"{SUBJECT_PREFIX}.{site}.{edge}.{EVENTS_TOKEN}"
+    return f"{SUBJECT_PREFIX}.{site}.{edge}.{EVENTS_SUFFIX}"
 
 
 def edge_key(site: str, edge: str) -> str:
@@ -59,14 +61,17 @@ def edge_key(site: str, edge: str) -> str:
 def origin_of(subject: str) -> Origin:
     """Return site and edge of a message from its subject; empty strings where the subject names none.
 
-    The original system's subjects (`CNC.EDGE.<edge>`, `CNC_DATA.<anything>`) name an edge at most.
+    The original system's subjects (`CNC.EDGE.<edge>`, `CNC_DATA.<anything>`) name an edge at most. A subject's token
+    may be almost anything; only what can be a key of a bucket and fits a name is taken for a site or an edge.
     """
     tokens = subject.split(".")
     if tokens[0] == SUBJECT_PREFIX and len(tokens) >= 3:
-        return Origin(tokens[1], tokens[2])
-    if subject.startswith("CNC.EDGE.") and len(tokens) >= 3:
-        return Origin("", tokens[2])
-    return Origin("", "")
+        site, edge = tokens[1], tokens[2]
+    elif subject.startswith("CNC.EDGE."):
+        site, edge = "", tokens[2]
+    else:
+        return Origin("", "")
+    return Origin(site, edge) if (not site or _TOKEN.match(site)) and _TOKEN.match(edge) else Origin("", "")
 
 
 def republish_subject(bucket: str, site: str, edge: str) -> str:

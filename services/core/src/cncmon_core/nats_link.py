@@ -1,16 +1,17 @@
 """A supervised NATS connection: never gives up, and exactly one layer reconnects.
 
-nats-py's own reconnection is off. It gives up after a count, has no jitter, keeps a buffer that publishes again what its
-owner has already retried, and closes the client for good on most server errors. Here each connection is a session: a
-coroutine that is given a connected client, and cancelled when that client closes. What must be subscribed or resent is
-therefore written once, at the start of the session.
+nats-py's own reconnection is off. It gives up after a count, has no jitter, keeps a buffer that publishes again what
+its owner has already retried, and closes the client for good on most server errors. Here each connection is a session:
+a coroutine that is given a connected client, and cancelled when that client closes. What must be subscribed or resent
+is therefore written once, at the start of the session.
 """
 
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import nats
 import nats.errors
@@ -26,6 +27,9 @@ log = logs.get(__name__)
 
 CONNECTED = Gauge("cncmon_nats_connected", "1 while the service is connected to NATS.")
 CONNECTS = Counter("cncmon_nats_connects", "Connections made to NATS.")
+
+SETTLED_S: Final = 5.0
+"""A session that lived so long has succeeded: the next back-off begins from the start."""
 
 Session = Callable[[Client], Awaitable[None]]
 
@@ -48,6 +52,14 @@ class NatsSettings(Struct, frozen=True):
     retry_delay_ms_max: Annotated[int, Meta(ge=1, description="Last bound of the jittered back-off.")] = 10_000
 
 
+class _TolerantClient(Client):
+    """nats-py's client ends its read loop, without closing, at a subject that is not UTF-8. The server allows it."""
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+        readable = subject.decode("utf-8", "backslashreplace").encode()
+        return super()._build_message(sid, readable, reply, data, headers)
+
+
 class NatsLink:
     """Keeps a session running on a live client for as long as `run` runs."""
 
@@ -63,8 +75,9 @@ class NatsLink:
         return None if self.client is not None else f"NATS {', '.join(self._settings.servers)}: {self._last_error}"
 
     async def run(self, session: Session) -> None:
-        """Connect and run `session(client)`; when the client closes or the session fails, connect again. Never gives up;
-        returns only when the session returns by itself.
+        """Connect and run `session(client)`; when the client closes or the session fails, connect again.
+
+        Never gives up; returns only when the session returns by itself.
         """
         settings = self._settings
         backoff = Backoff(settings.retry_delay_ms_base / 1000, settings.retry_delay_ms_max / 1000)
@@ -76,7 +89,7 @@ class NatsLink:
                 self._tell(error, backoff.tries)
                 await asyncio.sleep(backoff.next_s())
                 continue
-            backoff.reset()
+            began_s = time.monotonic()
             CONNECTS.inc()
             CONNECTED.set(1)
             self.client = client
@@ -89,15 +102,19 @@ class NatsLink:
                 CONNECTED.set(0)
                 with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                     await asyncio.wait_for(client.close(), 2)
+            # A session that ends as soon as it begins must not become a storm of connections.
+            if time.monotonic() - began_s >= SETTLED_S:
+                backoff.reset()
             await asyncio.sleep(backoff.next_s())
-            backoff.reset()
 
     async def _run_session(self, session: Session, client: Client, closed: asyncio.Event) -> bool:
         """Return whether the session came to its own end."""
         running = asyncio.ensure_future(session(client))
         ending = asyncio.ensure_future(closed.wait())
         try:
-            await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+            # Its read loop ends without closing the client where the client's own code fails.
+            reading = {client._reading_task} if client._reading_task else set()
+            await asyncio.wait({running, ending, *reading}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (running, ending):
                 task.cancel()
@@ -138,7 +155,7 @@ class NatsLink:
             "ping_interval": settings.ping_interval_ms / 1000,
         }
         timeout_s = settings.connect_timeout_ms / 1000 + 1
-        client = Client()
+        client = _TolerantClient()
         try:
             await asyncio.wait_for(
                 client.connect(

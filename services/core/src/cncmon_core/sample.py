@@ -1,4 +1,4 @@
-"""The sample: the twelve fields of the original system, its optional additions, and one decoder that refuses with a reason."""
+"""The sample: the original system's twelve fields, optional additions, and one decoder that refuses with a reason."""
 
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, get_args
@@ -25,8 +25,8 @@ class Sample(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=
     """What a machine did at one moment. None: not available (MTConnect's UNAVAILABLE).
 
     Units: temperature °C, spindle_speed rpm, positions mm, feed_rate_actual mm/min, spindle_load_percent % of rated
-    load, total_power_kw kW. timestamp: UTC, µs, when the controller's answer arrived. temperature and spindle_speed must
-    be present as the original system demands, yet may be null: an offline machine has no temperature.
+    load, total_power_kw kW. timestamp: UTC, µs, when the controller's answer arrived. temperature and spindle_speed
+    must be present as the original system demands, yet may be null: an offline machine has no temperature.
     """
 
     machine_id: Annotated[str, Meta(min_length=1, max_length=MACHINE_ID_BYTES_MAX)]
@@ -74,7 +74,7 @@ def decode_sample(frame: bytes) -> Sample:
         sample = _decode(frame)
     except _UNDECODABLE:
         sample = _decode_leniently(frame)
-    if b"\\u0000" in frame and _has_nul(msgspec.to_builtins(sample)):
+    if b"\\u0000" in frame and _has_nul(msgspec.structs.asdict(sample)):
         raise FrameError("nul_character", "a text holds U+0000, which PostgreSQL can't store")
     if len(frame) > TEXT_CHARS_MAX:
         _check_sizes(frame, sample)
@@ -127,12 +127,18 @@ def _invalid(fields: dict[str, Any], error: msgspec.ValidationError) -> FrameErr
 
 
 def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any(_has_nul(name) or _has_nul(item) for name, item in value.items())
-    if isinstance(value, list):
-        return any(map(_has_nul, value))
+    # Not by recursion: what the decoder nests deeply enough would end the process.
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            if "\0" in item:
+                return True
+        elif isinstance(item, dict):
+            todo += item.keys()
+            todo += item.values()
+        elif isinstance(item, list):
+            todo += item
     return False
 
 

@@ -42,7 +42,7 @@ class Decoded(msgspec.Struct):
     """One message, ready to be written.
 
     identity is None for a message without (usable) identity headers: that is known by its place in the stream.
-    packed holds one COPY row a sample, `machine_ids` the machines in it.
+    packed holds one COPY row a sample, `machine_ids` the machines in it; payload_bytes is the size decompressed.
     """
 
     incoming: Incoming
@@ -54,6 +54,7 @@ class Decoded(msgspec.Struct):
     machine_ids: set[str] = set()
     events: list[Event] = []
     dead: list[DeadLetter] = []
+    payload_bytes: int = 0
 
     @property
     def whole_dead(self) -> bool:
@@ -89,6 +90,7 @@ def decode(incoming: Incoming, limits: Limits) -> Decoded:
     decoded = Decoded(incoming, origin, known, bytes.fromhex(known.sha256) if known else _DAMAGED)
     try:
         payload = _uncompressed(incoming)
+        decoded.payload_bytes = len(payload)
         if known:
             known.check_payload(payload)
         else:

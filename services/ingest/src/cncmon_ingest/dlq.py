@@ -11,7 +11,9 @@ import msgspec
 from cncmon_core.errors import FrameError
 from cncmon_core.sample import decode_sample
 from cncmon_ingest import rows
-from cncmon_ingest.decode import WHOLE_MESSAGE, Incoming, Limits, check_time, decode
+from cncmon_ingest.decode import WHOLE_MESSAGE, Decoded, Incoming, Limits, check_time, decode
+from cncmon_ingest.errors import speaks_of_data
+from cncmon_ingest.events import insert_events
 from cncmon_ingest.settings import IngestSettings
 
 _COLUMNS = (
@@ -20,7 +22,7 @@ _COLUMNS = (
 
 
 class Replayed(msgspec.Struct):
-    """What became of one dead letter: `samples` stored, or `error`."""
+    """What became of one dead letter: `samples` (or events) stored, or `error`."""
 
     id: int
     samples: int
@@ -64,27 +66,28 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
             )
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
-            packed = _rows_of(row, settings)
+            packed, message = _contents(row, settings)
             source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
             await connection.copy_to_table(rows.TABLE, source=source, columns=rows.COLUMNS, format="binary")
+            await insert_events(connection, message)
     except FrameError as error:
         return Replayed(id_, 0, str(error))
     except asyncpg.PostgresError as error:
-        if (error.sqlstate or "")[:2] not in ("22", "23"):
+        if not speaks_of_data(error):
             raise
         return Replayed(id_, 0, f"{error.sqlstate} {error}")
-    return Replayed(id_, len(packed))
+    return Replayed(id_, len(packed) + sum(len(decoded.events) for decoded in message))
 
 
-def _rows_of(row: asyncpg.Record, settings: IngestSettings) -> list[bytes]:
-    """Return the COPY rows of a dead letter; FrameError where it is still no good."""
+def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[list[bytes], list[Decoded]]:
+    """Return the rows of a dead letter, and of a whole message the message; FrameError where it is still no good."""
     limits = Limits.at(datetime.now(UTC), settings.future_s_max, settings.retention_days)
     if row["frame"] != WHOLE_MESSAGE:
         sample = decode_sample(row["payload"])
         check_time(sample, limits)
-        return [rows.pack(sample)]
+        return [rows.pack(sample)], []
     headers = msgspec.json.decode(row["headers"])
     decoded = decode(Incoming(row["subject"], headers, row["payload"], row["stream_seq"], datetime.now(UTC)), limits)
     if decoded.dead:
         raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
-    return decoded.packed
+    return decoded.packed, [decoded]

@@ -18,7 +18,7 @@ class OutageError(CncmonError):
 
 
 class RefusedError(CncmonError):
-    """The database refuses data: SQLSTATE class 22 or 23."""
+    """The database refuses data: SQLSTATE class 22, 23 or 54."""
 
     def __init__(self, sqlstate: str, text: str) -> None:
         super().__init__(f"{sqlstate}: {text}")
@@ -37,17 +37,22 @@ class FeedError(CncmonError):
     """The consumer delivers nothing any more."""
 
 
+def speaks_of_data(error: Exception) -> bool:
+    """Whether the database refuses what it was given: SQLSTATE class 22, 23 or 54 (a limit that the data break)."""
+    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in ("22", "23", "54")
+
+
 _RETRY = frozenset({"40P01", "40001", "55P03"})
 
 
 def translate(error: Exception) -> CncmonError:
     """Return what an asyncpg or socket error means for the caller (SQLSTATE: PostgreSQL manual, appendix A).
 
-    Only classes 22 and 23 speak of the data. Everything else, an error without SQLSTATE above all, is taken for an
+    Only classes 22, 23 and 54 speak of the data. Everything else, an error without SQLSTATE above all, is taken for an
     outage: holding a good batch costs time, dead-lettering it costs the data.
     """
     sqlstate = getattr(error, "sqlstate", None) or ""
-    if isinstance(error, asyncpg.PostgresError) and sqlstate[:2] in ("22", "23"):
+    if speaks_of_data(error):
         return RefusedError(sqlstate, str(error))
     if sqlstate in _RETRY:
         return RetryError(str(error))
@@ -55,5 +60,12 @@ def translate(error: Exception) -> CncmonError:
     return OutageError(f"{sqlstate} {said}" if sqlstate else said)
 
 
-DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, EOFError)
+DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+    EOFError,
+)
 """What an asyncpg call raises when it can't do its work; each is passed to `translate`."""

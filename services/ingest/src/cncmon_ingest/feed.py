@@ -22,6 +22,9 @@ EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 """The server sends this often while a pull request waits; three missed mean that it is gone."""
 
+REFUSED_PAUSE_S = 0.2
+"""Before asking again after a request that was ended by a limit without bringing anything."""
+
 _GONE = ("consumer deleted", "consumer is push based", "no responders")
 
 
@@ -38,8 +41,8 @@ class Feed:
         self._request = 0
         self._inbox = ""
         self._gone: str | None = None
+        self._pause_s = 0.0
         self._subscription: Subscription | None = None
-        self.paused = False
 
     async def open(self) -> None:
         """Subscribe for answers; the first `take` asks for messages."""
@@ -67,6 +70,10 @@ class Feed:
         """The messages that arrived and are not taken yet."""
         return list(self._queue)
 
+    def put_back(self, messages: list[Msg]) -> None:
+        """Put messages back in front of the queue."""
+        self._queue.extendleft(reversed(messages))
+
     def wake(self) -> None:
         """End a `take` that waits."""
         self._arrived.set()
@@ -77,6 +84,8 @@ class Feed:
         Raises:
             FeedError: the consumer or its stream is gone, or the server fell silent.
         """
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
         await self._ask()
         if not self._queue:
             self._arrived.clear()
@@ -94,14 +103,15 @@ class Feed:
         """Send a pull request where none is under way and the queue has room."""
         if self._subscription is None:
             await self.open()
-        if self._missing > 0 or self.paused or len(self._queue) >= self._settings.fetch_messages:
+        if self._missing > 0 or len(self._queue) >= self._settings.fetch_messages:
             return
         self._request += 1
         self._missing = self._settings.fetch_messages
         self._heard_s = time.monotonic()
         request = {
             "batch": self._missing,
-            "max_bytes": self._settings.fetch_bytes,
+            # A request that is smaller than the next message would end at once, for ever.
+            "max_bytes": max(self._settings.fetch_bytes, 2 * self._client.max_payload),
             "expires": int(EXPIRES_S * 1e9),
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
@@ -118,17 +128,19 @@ class Feed:
     async def _on_message(self, message: Msg) -> None:
         self._heard_s = time.monotonic()
         status = message.headers.get("Status") if message.headers else None
-        current = message.subject.endswith(f".{self._request}")
         if status is None or message.reply:
+            # A message keeps its own subject: only a status comes under that of its request.
             self._queue.append(message)
-            if current:
-                self._missing -= 1
-        elif status != "100" and current:
+            self._missing = max(0, self._missing - 1)
+            self._pause_s = 0.0
+        elif status != "100" and message.subject.endswith(f".{self._request}"):
             self._on_end(status, (message.headers or {}).get("Description", ""))
         self._arrived.set()
 
     def _on_end(self, status: str, said: str) -> None:
         """The request is over. Time-out (408), nothing there (404), a limit (409): ask again; consumer gone: don't."""
+        refused = status not in ("404", "408") and self._missing == self._settings.fetch_messages
+        self._pause_s = REFUSED_PAUSE_S if refused else 0.0
         self._missing = 0
         if status == "503" or any(word in said.lower() for word in _GONE):
             self._gone = f"the consumer {names.DURABLE} of stream {names.STREAM} is gone: {status} {said}"

@@ -1,6 +1,7 @@
 """The leader: one worker at a time computes watermarks from the ledger, prunes it, and tells the edges.
 
-Leadership is a PostgreSQL advisory lock of a session: it ends with the connection, so a dead leader is followed at once.
+Leadership is a PostgreSQL advisory lock of a session: it ends with the connection, so a dead leader is followed at
+once.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import asyncpg
+import msgspec
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
@@ -30,12 +32,19 @@ log = logs.get(__name__)
 LOCK_KEY = 0x636E636D02
 """Advisory lock of the leader: "cncm" and 2."""
 
+IDLE_MS_MAX = 30_000
+"""The database ends a leader's session that has said nothing for so long."""
+
 EPOCHS_TOLD_MAX = 100
 """Epochs in one edge's document: an agent asks for those on its disk, and there are few."""
 
-_CANDIDATES = "SELECT DISTINCT epoch FROM ledger"
+_CANDIDATES = (
+    "SELECT epoch FROM watermarks w WHERE EXISTS (SELECT FROM ledger l WHERE l.epoch = w.epoch AND l.seq = w.seq + 1)"
+)
+"""Only what can move: one lost batch must not make every round count all that lies above it."""
 
-_LOCK = "SELECT epoch FROM watermarks WHERE epoch = ANY($1) ORDER BY epoch FOR UPDATE"
+_LOCK = "LOCK TABLE watermarks IN EXCLUSIVE MODE"
+"""Stands in line with the workers' FOR SHARE. FOR UPDATE on the rows would wait behind every new sharer, for ever."""
 
 _ADVANCE = """
 WITH above AS (
@@ -110,32 +119,33 @@ class Leader:
     async def _with(self, connection: asyncpg.Connection, client: Client) -> None:
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):  # noqa: ASYNC110 its end is an event of the server's
             await asyncio.sleep(1)
+        # A leader that is frozen, or whose node is gone, must not keep the others from leading.
+        await connection.execute(f"SET idle_session_timeout = {IDLE_MS_MAX}")
         metrics.LEADER.set(1)
         log.info("leading: this worker computes the watermarks")
         js = client.jetstream(timeout=10)
         teller = _Teller(connection, await js.key_value(names.KV_WATERMARK))
+        self._stream_created = await _created(js)
         swept_s = -math.inf
         while True:
+            # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
+            place = await _place(js, self._stream_created)
             changed = await advance(connection)
             if time.monotonic() - swept_s >= self._settings.sweep_interval_ms / 1000:
                 swept_s = time.monotonic()
-                changed |= await self._sweep(connection, js)
+                changed |= await self._sweep(connection, js, place)
                 teller.forget()
-            await teller.tell(changed, await _place(js, self._stream_created))
+            await teller.tell(changed, place)
             await asyncio.sleep(self._settings.leader_interval_ms / 1000)
 
-    async def _sweep(self, connection: asyncpg.Connection, js: JetStreamContext) -> set[Origin]:
+    async def _sweep(self, connection: asyncpg.Connection, js: JetStreamContext, place: _Place) -> set[Origin]:
         """Do what need not be done in every round; return the edges whose documents are to be looked at again."""
         stream = await js.stream_info(names.STREAM)
-        if stream.created is None:
-            raise AssertionError("the server always says when a stream was made")
-        self._stream_created = stream.created
-        place = await _place(js, stream.created)
         await connection.execute("UPDATE delivery SET stream_created = $1, committed_floor = $2", *place)
         # Header-less messages that the stream no longer holds can't be delivered again.
         await connection.execute(
             "DELETE FROM ledger_unidentified WHERE stream = $1 AND (stream_seq < $2 OR stream_created <> $3)",
-            *(names.STREAM, stream.state.first_seq, stream.created),
+            *(names.STREAM, stream.state.first_seq, place.stream_created),
         )
         await care_for_stream(js, self._settings, place.floor)
         return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
@@ -151,8 +161,15 @@ async def advance(connection: asyncpg.Connection) -> set[Origin]:
     if not epochs:
         return set()
     async with connection.transaction():
-        await connection.execute(_LOCK, epochs)
+        await connection.execute(_LOCK)
         return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ADVANCE, epochs)}
+
+
+async def _created(js: JetStreamContext) -> datetime:
+    created = (await js.stream_info(names.STREAM)).created
+    if created is None:
+        raise AssertionError("the server always says when a stream was made")
+    return created
 
 
 async def _place(js: JetStreamContext, stream_created: datetime) -> _Place:
@@ -209,4 +226,8 @@ class _Teller:
         except KeyNotFoundError as error:
             # A deleted key leaves a marker, whose revision the next write must name.
             return (error.entry.revision or 0) if error.entry else 0, None
-        return entry.revision or 0, decode_watermark(entry.value) if entry.value else None
+        try:
+            return entry.revision or 0, decode_watermark(entry.value or b"")
+        except msgspec.MsgspecError as error:
+            log.warning("a watermark document can't be read and is written anew", key=key, error=str(error))
+            return entry.revision or 0, None

@@ -41,7 +41,7 @@ async def run_worker(health: Health, stop: asyncio.Event) -> None:
         await _wait_for_schema(ours)
         await link.run(session)
 
-    await _until(stop, work(), grace_s=lambda: 8 if link.client is not None else 0)
+    await _until(stop, work(), grace_s=lambda: 5 if link.client is not None else 0)
 
 
 async def _until(

@@ -29,7 +29,7 @@ class IngestSettings(Struct, frozen=True):
     future_s_max: Annotated[int, Meta(ge=0, description="Samples further ahead than this are dead letters.")] = 300
     retention_days: Annotated[
         int, Meta(ge=0, description="Samples older than this are dead letters (too_old); 0 keeps every age.")
-    ] = 0
+    ] = 3650
     status_ttl_s: Annotated[int, Meta(ge=10, description="An edge's heartbeat is forgotten after this.")] = (
         7 * 24 * 3600
     )

@@ -5,7 +5,8 @@ in a second statement (so with a newer snapshot: what was pruned meanwhile shows
 rows of what is new.
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -14,16 +15,17 @@ import asyncpg
 import msgspec
 
 from cncmon_core import names
-from cncmon_core.events import EPOCH_CLOSED, EpochClosed
 from cncmon_ingest import rows
 from cncmon_ingest.decode import DeadLetter, Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, speaks_of_data, translate
+from cncmon_ingest.events import insert_events
 
 Key = tuple[int, int]
 
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
-STATEMENT_S_MAX = 60.0
+TRANSACTION_S_MAX = 20.0
+"""Well under ack_wait's default, and far over what a transaction of the largest fetch takes."""
 
 
 class Outcome(NamedTuple):
@@ -44,12 +46,17 @@ async def connect(dsn: str) -> asyncpg.Connection:
         connection: asyncpg.Connection = await asyncpg.connect(
             dsn,
             timeout=10,
-            command_timeout=STATEMENT_S_MAX,
+            command_timeout=TRANSACTION_S_MAX,
             server_settings={
                 "application_name": "cncmon-ingest",
                 "lock_timeout": str(LOCK_TIMEOUT_MS),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
                 "default_transaction_isolation": "read committed",
+                # A worker whose node vanished must not keep its locks for the two hours that are the system's default.
+                "tcp_keepalives_idle": "5",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
+                "tcp_user_timeout": "20000",
             },
         )
         durable = await connection.fetchval("SHOW synchronous_commit")
@@ -80,12 +87,9 @@ class Store:
         """Whether the connection is still open."""
         return not self._connection.is_closed()
 
-    async def close(self) -> None:
-        """Close the connection, at once where it doesn't answer."""
-        try:
-            await self._connection.close(timeout=2)
-        except DATABASE_ERRORS:
-            self._connection.terminate()
+    def close(self) -> None:
+        """Drop the connection at once: nothing is left to be said, and a database that is away would not answer."""
+        self._connection.terminate()
 
     async def clock_offset(self) -> timedelta:
         """Return by how much the database's clock is ahead of ours.
@@ -106,12 +110,13 @@ class Store:
             RefusedError, RetryError, OutageError: nothing was committed.
         """
         first, conflicts = _first_of_each(messages)
-        try:
-            async with self._connection.transaction():
-                outcome, moved = await self._write(first)
-                await self._insert_dead(conflicts)
-        except DATABASE_ERRORS as error:
-            raise translate(error) from error
+
+        async def work() -> tuple[Outcome, dict[str, names.Origin]]:
+            done = await self._write(first)
+            await self._insert_dead(conflicts)
+            return done
+
+        outcome, moved = await self._in_transaction(work)
         if len(self._machines) > 100_000:
             self._machines.clear()
         self._machines.update(moved)
@@ -140,26 +145,51 @@ class Store:
 
     async def _try_rows(self, packed: list[bytes]) -> str | None:
         """Copy rows and roll back; return what the database says against them, or None."""
-        transaction = self._connection.transaction()
-        try:
-            await transaction.start()
+        said: str | None = None
+
+        async def work() -> None:
+            nonlocal said
             try:
                 await self._copy(packed)
             except asyncpg.PostgresError as error:
-                if (error.sqlstate or "")[:2] in ("22", "23"):
-                    return f"{error.sqlstate} {error}"
-                raise
-            finally:
-                await transaction.rollback()
+                if not speaks_of_data(error):
+                    raise
+                said = f"{error.sqlstate} {error}"
+
+        await self._in_transaction(work, "ROLLBACK")
+        return said
+
+    async def _in_transaction[T](self, work: Callable[[], Awaitable[T]], end: str = "COMMIT") -> T:
+        """Run work between BEGIN and its end, within `TRANSACTION_S_MAX`.
+
+        When the time is out, or this task is cancelled, the connection is dropped without another word: a database that
+        does not answer would not answer ROLLBACK either. Whether it was committed is then unknown, which the ledger
+        settles at the next delivery.
+        """
+        connection = self._connection
+        try:
+            async with asyncio.timeout(TRANSACTION_S_MAX):
+                await connection.execute("BEGIN")
+                try:
+                    result = await work()
+                    await connection.execute(end)
+                except asyncpg.PostgresError:
+                    await connection.execute("ROLLBACK")
+                    raise
         except DATABASE_ERRORS as error:
+            if not isinstance(error, asyncpg.PostgresError):
+                connection.terminate()
             raise translate(error) from error
-        return None
+        except asyncio.CancelledError:
+            connection.terminate()
+            raise
+        return result
 
     async def _write(self, messages: list[Decoded]) -> tuple[Outcome, dict[str, names.Origin]]:
         new = await self._insert_identified([m for m in messages if m.identity])
         new += await self._insert_unidentified([m for m in messages if not m.identity])
         await self._copy([row for message in new for row in message.packed])
-        await self._insert_events(new)
+        await insert_events(self._connection, new)
         await self._insert_dead(new)
         moved = await self._note_machines(new)
         now: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
@@ -226,52 +256,28 @@ class Store:
     async def _insert_unidentified(self, messages: list[Decoded]) -> list[Decoded]:
         if not messages:
             return []
-        by_seq = {message.incoming.stream_seq: message for message in messages}
+        by_place = {_place(message): message for message in messages}
         inserted = await self._connection.fetch(
             "INSERT INTO ledger_unidentified "
             "(stream, stream_created, stream_seq, sha256, stored, dead, disposition, stored_at) "
             "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bytea[], $5::int[], $6::int[], $7::text[], "
-            "$8::timestamptz[]) ORDER BY 3 ON CONFLICT DO NOTHING RETURNING stream_seq",
+            "$8::timestamptz[]) ORDER BY 3, 8 ON CONFLICT DO NOTHING RETURNING stream_seq, stored_at",
             names.STREAM,
             self._stream_created,
-            *(list(column) for column in zip(*(_place_row(by_seq[seq]) for seq in sorted(by_seq)), strict=True)),
+            *(
+                list(column)
+                for column in zip(*(_place_row(by_place[place]) for place in sorted(by_place)), strict=True)
+            ),
         )
-        return [by_seq[row["stream_seq"]] for row in inserted]
+        return [by_place[(row["stream_seq"], row["stored_at"])] for row in inserted]
 
     async def _copy(self, packed: list[bytes]) -> None:
         if packed:
             # All bytes at once: asyncpg's COPY hangs when its source raises half-way.
             source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
             await self._connection.copy_to_table(
-                rows.TABLE, source=source, columns=rows.COLUMNS, format="binary", timeout=STATEMENT_S_MAX
+                rows.TABLE, source=source, columns=rows.COLUMNS, format="binary", timeout=TRANSACTION_S_MAX
             )
-
-    async def _insert_events(self, messages: list[Decoded]) -> None:
-        found = [(message, event) for message in messages for event in message.events]
-        if not found:
-            return
-        await self._connection.executemany(
-            "INSERT INTO events (time, site, edge, type, machine_id, data) VALUES ($1, $2, $3, $4, $5, $6)",
-            [
-                (
-                    event.timestamp,
-                    *message.origin,
-                    event.type,
-                    event.machine_id,
-                    msgspec.json.encode(event.data).decode(),
-                )
-                for message, event in found
-            ],
-        )
-        for message, event in found:
-            if event.type == EPOCH_CLOSED:
-                closed = msgspec.convert(event.data, EpochClosed)
-                await self._connection.execute(
-                    "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) "
-                    "VALUES ($1, $2, $3, $4, $5) "
-                    "ON CONFLICT (epoch) DO UPDATE SET closed_seq = $4, closed_samples = $5",
-                    *(closed.epoch, *message.origin, closed.last_seq, closed.samples),
-                )
 
     async def _insert_dead(self, messages: list[Decoded]) -> None:
         letters = [(message, letter) for message in messages for letter in message.dead]
@@ -288,7 +294,8 @@ class Store:
         if message.identity:
             identity = f"{message.identity.epoch}:{message.identity.seq}"
         else:
-            identity = f"{names.STREAM}:{self._stream_created.isoformat()}:{incoming.stream_seq}"
+            created, stored_at = self._stream_created.isoformat(), incoming.stored_at.isoformat()
+            identity = f"{names.STREAM}:{created}:{incoming.stream_seq}:{stored_at}"
         headers = msgspec.json.encode(_storable(incoming.headers)).decode()
         return (
             *(identity, message.sha256, letter.frame, letter.reason, _storable_text(letter.detail)),
@@ -321,6 +328,10 @@ def _key(message: Decoded) -> Key:
     return message.identity.epoch, message.identity.seq
 
 
+def _place(message: Decoded) -> tuple[int, datetime]:
+    return message.incoming.stream_seq, message.incoming.stored_at
+
+
 def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:
     """Return the messages without second deliveries, and those whose identity another message in hand has with another
     hash: these are buried here, since the ledger can't tell them from the first.
@@ -328,7 +339,7 @@ def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Dec
     first: dict[object, Decoded] = {}
     conflicts = []
     for message in messages:
-        key: object = _key(message) if message.identity else message.incoming.stream_seq
+        key: object = _key(message) if message.identity else _place(message)
         if first.setdefault(key, message).sha256 != message.sha256:
             message.bury("identity_conflict", "another message in hand has this epoch and seq with another SHA-256")
             conflicts.append(message)

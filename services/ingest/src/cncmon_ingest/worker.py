@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 
 from cncmon_core import logs, names
-from cncmon_core.backoff import Backoff
 from cncmon_ingest import bootstrap, metrics
 from cncmon_ingest.decode import DeadLetter, Decoded, Incoming, Limits, decode, frames_of, headers_of
 from cncmon_ingest.errors import OutageError, RefusedError, RetryError
 from cncmon_ingest.feed import Feed
+from cncmon_ingest.hold import Hold
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Outcome, Store, connect
 
@@ -23,6 +22,8 @@ log = logs.get(__name__)
 RETRIES_MAX = 10
 """Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
 TAKE_S = 1.0
+PORTION_BYTES_MAX = 32 << 20
+"""Decompressed payload in one transaction: a few hundred bytes on the wire may be 16 MiB."""
 ORPHANS_S_MAX = 5.0
 """How long what was in hand when NATS went away may take to be committed."""
 
@@ -55,7 +56,8 @@ class Worker:
             await self._drop_store()
         feed = Feed(client, self._settings)
         await feed.open()
-        hold = _Hold(js, feed, self._settings)
+        hold = Hold(js, feed, self._settings, self._stop)
+        self._in_hand = []
         left: list[Msg] = []
         waking = asyncio.create_task(self._wake_at_stop(feed))
         try:
@@ -94,35 +96,57 @@ class Worker:
     async def _drop_store(self) -> None:
         if self._store is not None:
             store, self._store = self._store, None
-            await store.close()
+            store.close()
 
     async def _commit_orphans(self, messages: list[Msg]) -> None:
         """The connection to NATS is gone: nothing can be acknowledged, yet what is here need not wait to be sent again.
 
         It will be delivered a second time, and the ledger knows it then.
         """
-        if not messages:
+        if not messages or self._stop.is_set():
             return
         try:
             async with asyncio.timeout(ORPHANS_S_MAX):
-                await self._commit([self._decode(message) for message in messages])
+                todo = list(reversed(messages))
+                while todo:
+                    await self._commit([item for _, item in self._portion(todo)])
         except (OutageError, TimeoutError) as error:
             log.info("left to be delivered again", messages=len(messages), reason=str(error))
 
-    async def _handle(self, messages: list[Msg], hold: "_Hold") -> None:
-        self._in_hand = messages
-        decoded = [self._decode(message) for message in messages]
-        by_message = {id(item): message for item, message in zip(decoded, messages, strict=True)}
+    async def _handle(self, messages: list[Msg], hold: Hold) -> None:
+        """Commit messages in portions that fit into memory decompressed, and acknowledge each after its commit."""
+        self._in_hand = list(messages)
+        todo = list(reversed(messages))
+        while todo:
+            portion = self._portion(todo)
+            if not await self._commit_portion(portion, hold):
+                break
+            self._in_hand = list(reversed(todo))
+        self._in_hand = []
+
+    def _portion(self, todo: list[Msg]) -> list[tuple[Msg, Decoded]]:
+        """Take messages off the end of `todo` until they hold `PORTION_BYTES_MAX` decompressed, and decode them."""
+        portion: list[tuple[Msg, Decoded]] = []
+        size = 0
+        while todo and size < PORTION_BYTES_MAX:
+            message = todo.pop()
+            decoded = self._decode(message)
+            size += decoded.payload_bytes
+            portion.append((message, decoded))
+        return portion
+
+    async def _commit_portion(self, portion: list[tuple[Msg, Decoded]], hold: Hold) -> bool:
+        decoded = [item for _, item in portion]
 
         async def commit() -> None:
             await self._commit(decoded)
 
-        if await hold.until(commit, messages):
-            for item in decoded:
-                message = by_message[id(item)]
-                # Committed: what could not be decoded at all need never come again.
-                await (message.term() if item.whole_dead else message.ack())
-        self._in_hand = []
+        if not await hold.until(commit, self._in_hand):
+            return False
+        for message, item in portion:
+            # Committed: what could not be decoded at all need never come again.
+            await (message.term() if item.whole_dead else message.ack())
+        return True
 
     def _decode(self, message: Msg) -> Decoded:
         metadata = message.metadata
@@ -182,7 +206,12 @@ class Worker:
 
     async def _bury_refused(self, store: Store, message: Decoded, error: RefusedError) -> None:
         """Move the rows that the database refuses to the dead letters; if it is none of them, the whole message."""
-        refused = await store.refused_frames(message) if message.packed else {}
+        if message.whole_dead:
+            raise OutageError(f"the database refuses a dead letter: {error}")
+        try:
+            refused = await store.refused_frames(message) if message.packed else {}
+        except RetryError as retry:
+            raise OutageError(str(retry)) from retry
         if not refused:
             message.bury("refused_by_database", str(error))
             return
@@ -205,59 +234,3 @@ class Worker:
             metrics.MESSAGES.labels("known").inc(len(outcome.known))
         metrics.SAMPLES.inc(samples)
         metrics.COMMIT_SAMPLES.observe(samples)
-
-
-class _Hold:
-    """Runs a step until it succeeds. In an outage: fetch nothing, keep what is in hand, bury nothing."""
-
-    def __init__(self, js: JetStreamContext, feed: Feed, settings: IngestSettings) -> None:
-        self._js = js
-        self._feed = feed
-        self._settings = settings
-
-    async def until(self, step: Callable[[], Awaitable[None]], in_hand: Sequence[Msg] = ()) -> bool:
-        """Return True once the step succeeded; False when the messages in hand were given back to other workers."""
-        try:
-            await step()
-        except OutageError as error:
-            log.warning("holding: the database can't be used", error=str(error), in_hand=len(in_hand))
-        else:
-            return True
-        metrics.HOLDS.inc()
-        metrics.HOLDING.set(1)
-        self._feed.paused = True
-        try:
-            return await self._wait(step, in_hand)
-        finally:
-            self._feed.paused = False
-            metrics.HOLDING.set(0)
-            log.info("hold is over")
-
-    async def _wait(self, step: Callable[[], Awaitable[None]], in_hand: Sequence[Msg]) -> bool:
-        backoff = Backoff(0.1, min(self._settings.hold_retry_ms_max, self._settings.ack_wait_ms / 4) / 1000)
-        others = await self._others_progress()
-        told_s = 0.0
-        given_back = False
-        while True:
-            if time.monotonic() - told_s > self._settings.ack_wait_ms / 3000:
-                told_s = time.monotonic()
-                if others != await self._others_progress():
-                    # Only this worker is cut off: others commit, let them have what is here.
-                    # The pull request goes first, or the server would send the same messages here again.
-                    for message in (*await self._feed.close(), *(() if given_back else in_hand)):
-                        await message.nak()
-                    given_back = True
-                for message in (*(() if given_back else in_hand), *self._feed.waiting):
-                    await message.in_progress()
-            await asyncio.sleep(backoff.next_s())
-            if given_back and in_hand:
-                return False
-            try:
-                await step()
-            except OutageError:
-                continue
-            return not (given_back and in_hand)
-
-    async def _others_progress(self) -> int:
-        """Return a number that grows when some worker commits: writes of the leader to the watermark bucket."""
-        return (await self._js.stream_info(f"KV_{names.KV_WATERMARK}")).state.last_seq

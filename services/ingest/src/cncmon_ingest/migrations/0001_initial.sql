@@ -54,9 +54,10 @@ CREATE TABLE ledger_unidentified (
     dead           integer     NOT NULL,
     disposition    text        NOT NULL CHECK (disposition IN ('stored', 'dead')),
     stored_at      timestamptz NOT NULL,
-    PRIMARY KEY (stream, stream_created, stream_seq)
+    PRIMARY KEY (stream, stream_created, stream_seq, stored_at)
 );
-COMMENT ON COLUMN ledger_unidentified.stored_at IS 'The time JetStream gave the message.';
+COMMENT ON COLUMN ledger_unidentified.stored_at IS
+    'The time JetStream gave the message. Part of the key: a stream that lost its tail gives its sequences out again.';
 
 -- The contiguous watermark of each epoch, with the totals of what was pruned at or under it. Rows are never deleted.
 CREATE TABLE watermarks (

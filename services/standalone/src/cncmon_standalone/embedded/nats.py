@@ -15,14 +15,14 @@ def program() -> Path:
     return Path(binary_path())
 
 
-def command(folder: Path, port: int, *, file_store_bytes_max: int = 8 << 30) -> Command:
+def command(folder: Path, port: int, *, file_store_bytes_max: int = 8 << 30, max_payload: str = "1MB") -> Command:
     """Return how to run nats-server with JetStream on the loopback address, its store in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nats.conf"
     config.write_text(
         f"""server_name: cncmon
 listen: "127.0.0.1:{port}"
-max_payload: 1MB
+max_payload: {max_payload}
 write_deadline: "10s"
 jetstream {{
   store_dir: "{folder / "jetstream"}"

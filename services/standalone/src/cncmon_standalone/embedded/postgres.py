@@ -101,7 +101,7 @@ def shipped_programs() -> Path:
 
 
 class PostgresCluster:
-    """One PostgreSQL data folder and how to run a server on it. `programs` is that server's folder; None: the wheel's."""
+    """One PostgreSQL data folder and how to run a server on it. `programs`: the server's folder; None: the wheel's."""
 
     def __init__(
         self, folder: Path, port: int, settings: dict[str, str] | None = None, programs: Path | None = None

@@ -38,11 +38,12 @@ _REFUSED: Final = (1, 2, 3, 4)
 """Codes that speak of these registers; 10 and 11 speak of the whole device, 5 and 6 of this moment."""
 
 _METHODS: Final = {
-    "holding": "read_holding_registers",
-    "input": "read_input_registers",
-    "coil": "read_coils",
-    "discrete": "read_discrete_inputs",
+    "holding": ("read_holding_registers", 3),
+    "input": ("read_input_registers", 4),
+    "coil": ("read_coils", 1),
+    "discrete": ("read_discrete_inputs", 2),
 }
+"""The client's method for a table, and its function code."""
 
 
 class _AnsweredError(DriverError):
@@ -143,8 +144,9 @@ class ModbusDriver:
         return client
 
     async def _request(self, client: AsyncModbusTcpClient, block: Block) -> Sequence[int]:
+        method, function_code = _METHODS[block.table]
         try:
-            answer: ModbusPDU = await getattr(client, _METHODS[block.table])(
+            answer: ModbusPDU = await getattr(client, method)(
                 block.start, count=block.count, device_id=self._connection.unit_id
             )
         except (TimeoutError, ModbusException, OSError) as error:
@@ -156,6 +158,10 @@ class ModbusDriver:
             ) from error
         if answer.isError():
             raise _AnsweredError(answer.exception_code)
+        if answer.function_code != function_code:
+            # The client compares the transaction id only.
+            await self.close()
+            raise ProtocolError(f"asked with function code {function_code}, answered with {answer.function_code}")
         found: Sequence[int] = answer.bits if block.table in ("coil", "discrete") else answer.registers
         if len(found) < block.count or not answer.transaction_id:
             await self.close()

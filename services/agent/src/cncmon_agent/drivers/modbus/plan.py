@@ -1,4 +1,4 @@
-"""The fewest requests that cover all signals of a machine (limits: Modbus Application Protocol 1.1b3, sections 6.1–6.4)."""
+"""The fewest requests that cover all signals of a machine (Modbus Application Protocol 1.1b3, sections 6.1–6.4)."""
 
 from collections.abc import Sequence
 from itertools import pairwise

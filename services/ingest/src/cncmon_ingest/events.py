@@ -1,0 +1,32 @@
+"""What edges report beside samples, as rows; an epoch's closing also marks its watermark."""
+
+from collections.abc import Sequence
+
+import asyncpg
+import msgspec
+
+from cncmon_core.events import EPOCH_CLOSED, EpochClosed
+from cncmon_ingest.decode import Decoded
+
+
+async def insert_events(connection: asyncpg.Connection, messages: Sequence[Decoded]) -> None:
+    """Write the events of messages, within the caller's transaction."""
+    found = [(message.origin, event) for message in messages for event in message.events]
+    if not found:
+        return
+    await connection.executemany(
+        "INSERT INTO events (time, site, edge, type, machine_id, data) VALUES ($1, $2, $3, $4, $5, $6)",
+        [
+            (event.timestamp, *origin, event.type, event.machine_id, msgspec.json.encode(event.data).decode())
+            for origin, event in found
+        ],
+    )
+    for origin, event in found:
+        if event.type == EPOCH_CLOSED:
+            closed = msgspec.convert(event.data, EpochClosed)
+            await connection.execute(
+                "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) VALUES ($1, $2, $3, $4, $5) "
+                "ON CONFLICT (epoch) DO UPDATE SET closed_seq = greatest(watermarks.closed_seq, $4), "
+                "closed_samples = greatest(watermarks.closed_samples, $5)",
+                *(closed.epoch, *origin, closed.last_seq, closed.samples),
+            )

@@ -1,0 +1,114 @@
+"""Holding: what a worker does while the database can't be used. Fetch nothing, keep what is in hand, bury nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from cncmon_core import logs, names
+from cncmon_core.backoff import Backoff
+from cncmon_ingest import metrics
+from cncmon_ingest.errors import OutageError
+from cncmon_ingest.feed import Feed
+from cncmon_ingest.settings import IngestSettings
+
+log = logs.get(__name__)
+
+Step = Callable[[], Awaitable[None]]
+
+
+class Hold:
+    """Runs steps until they succeed, and keeps messages from being delivered again meanwhile."""
+
+    def __init__(self, js: JetStreamContext, feed: Feed, settings: IngestSettings, stop: asyncio.Event) -> None:
+        self._js = js
+        self._feed = feed
+        self._settings = settings
+        self._stop = stop
+        self._tick_s = settings.ack_wait_ms / 3000
+
+    async def until(self, step: Step, in_hand: Sequence[Msg] = ()) -> bool:
+        """Return True once the step succeeded; False when the messages in hand were given back instead.
+
+        They are given back when this worker is told to stop, or when others commit while it can't.
+        """
+        held = list(in_hand)
+        ticking = asyncio.create_task(self._keep(held))
+        try:
+            try:
+                await step()
+            except OutageError as error:
+                log.warning("holding: the database can't be used", error=str(error), in_hand=len(held))
+            else:
+                return True
+            metrics.HOLDS.inc()
+            metrics.HOLDING.set(1)
+            return await self._hold(step, held)
+        finally:
+            metrics.HOLDING.set(0)
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+
+    async def _hold(self, step: Step, held: list[Msg]) -> bool:
+        """Try the step again and again. `held` begins as what the step is about; what only waited is added to it."""
+        about = len(held)
+        # Without this the server would go on sending here, even what this worker gives back.
+        held += await self._feed.close()
+        backoff = Backoff(0.1, min(self._settings.hold_retry_ms_max / 1000, self._tick_s))
+        others = _Progress(self._js, self._tick_s)
+        while not await self._stopped_within(backoff.next_s()):
+            try:
+                await step()
+            except OutageError:
+                if held and await others.seen():
+                    log.warning("only this worker is cut off: others can have what it holds", messages=len(held))
+                    await self._give_back(held)
+                    if about:
+                        return False
+            else:
+                log.info("hold is over")
+                self._feed.put_back(held[about:])
+                return True
+        await self._give_back(held)
+        return False
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _keep(self, messages: list[Msg]) -> None:
+        """Tell JetStream that messages are being worked on, however long a step or a hold takes."""
+        while True:
+            await asyncio.sleep(self._tick_s)
+            for message in (*messages, *self._feed.waiting):
+                await message.in_progress()
+
+    @staticmethod
+    async def _give_back(messages: list[Msg]) -> None:
+        while messages:
+            await messages.pop().nak()
+
+
+class _Progress:
+    """Whether others commit: the leader's writes to the watermark bucket go on while some worker commits.
+
+    What is still being written when an outage begins is no sign of life, so two looks count, both well into it.
+    """
+
+    def __init__(self, js: JetStreamContext, every_s: float) -> None:
+        self._js = js
+        self._every_s = every_s
+        self._last: int | None = None
+        self._look_at_s = asyncio.get_running_loop().time() + every_s
+
+    async def seen(self) -> bool:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._look_at_s:
+            return False
+        self._look_at_s = loop.time() + self._every_s
+        before, self._last = self._last, (await self._js.stream_info(f"KV_{names.KV_WATERMARK}")).state.last_seq
+        return before is not None and before != self._last
