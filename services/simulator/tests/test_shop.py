@@ -85,8 +85,8 @@ def test_alarms_have_codes_of_the_table_and_nothing_else_has(days: list[list[dic
 
 def test_nobody_works_at_night_and_breaks_are_idle(days: list[list[dict]]) -> None:
     for day in days:
-        # Met between 8:35 and 8:55: the night is 13.1 to 21.4 hours later.
-        assert all(row["machine_state"] == "idle" for row in day[49_000:75_600])
+        # Met between 6:30 and 8:55: the night of all of them lies between 15.5 and 21 hours later.
+        assert all(row["machine_state"] == "idle" for row in day[56_000:75_600])
         assert {row["machine_state"] for row in day[79_200:]} >= {"running", "idle"}
 
 
@@ -145,7 +145,7 @@ def test_positions_move_as_the_feed_says() -> None:
                 checked += abs(way - a["feed_rate_actual"] / 60 * 0.01) < 1e-6
             if a["machine_state"] != "running":
                 assert a["feed_rate_actual"] == 0
-        assert checked > 1000
+        assert checked > 900
 
 
 def test_a_cut_goes_on_where_a_hold_stopped_it(days: list[list[dict]]) -> None:

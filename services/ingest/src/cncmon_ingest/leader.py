@@ -38,10 +38,19 @@ IDLE_MS_MAX = 30_000
 EPOCHS_TOLD_MAX = 100
 """Epochs in one edge's document: an agent asks for those on its disk, and there are few."""
 
-_CANDIDATES = (
-    "SELECT epoch FROM watermarks w WHERE EXISTS (SELECT FROM ledger l WHERE l.epoch = w.epoch AND l.seq = w.seq + 1)"
+_CANDIDATES = """
+WITH RECURSIVE found AS (
+    (SELECT epoch FROM ledger ORDER BY epoch LIMIT 1)
+    UNION ALL
+    SELECT (SELECT l.epoch FROM ledger l WHERE l.epoch > found.epoch ORDER BY l.epoch LIMIT 1)
+    FROM found WHERE found.epoch IS NOT NULL
 )
-"""Only what can move: one lost batch must not make every round count all that lies above it."""
+SELECT w.epoch FROM found JOIN watermarks w USING (epoch),
+LATERAL (SELECT FROM ledger l WHERE l.epoch = w.epoch AND l.seq = w.seq + 1 LIMIT 1) next
+"""
+"""Epochs that can move, by a look into the ledger's index for each epoch in it: neither what lies above a lost batch
+nor the watermarks of all epochs there ever were make a round longer.
+"""
 
 _LOCK = "LOCK TABLE watermarks IN EXCLUSIVE MODE"
 """Stands in line with the workers' FOR SHARE. FOR UPDATE on the rows would wait behind every new sharer, for ever."""

@@ -91,8 +91,9 @@ class Plan:
     def __post_init__(self) -> None:
         rng = self.rng
         self.programs = programs(self.kind, rng)
-        # The first break is 5 to 25 minutes away, at another time for each: operators look after several machines.
-        self._day_offset_s = FIRST_BREAK_S - rng.uniform(300, 1500)
+        # The first break is 5 minutes to 2½ hours away, at another time for each: a hall that all rests at once shows
+        # nothing to whoever looks just then.
+        self._day_offset_s = FIRST_BREAK_S - rng.uniform(300, 2.5 * _H)
         self._tools = {n: _Tool(rng.uniform(*TOOL_LIFE_S), rng.uniform(5, 92)) for n in range(1, 9)}
         self._program = rng.choice(self.programs)
         self._planned = rng.randint(*PARTS_OF_A_JOB)
