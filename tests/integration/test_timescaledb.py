@@ -253,6 +253,7 @@ async def _answers(dsn: str) -> dict[str, Any]:
             walked += page.samples
             cursor = samples.decode_cursor(page.next_cursor) if page.next_cursor else None
             pages += 1
+            assert pages < 10, "a walk that does not end"
         fields = ["temperature", "part_count"]
         series = await read_series(database, "cnc-2", MIDNIGHT, MIDNIGHT + 5 * DAY, fields, 37)
         fleet = await Poller(settings, database, Hub(8, 8)).refresh()

@@ -63,6 +63,7 @@ def _state_of(plan: system.Plan, command: str, started: float, supervisor: Super
             )
             for runner in supervisor.runners.values()
         ],
+        simulator_url=plan.simulator_url,
     )
 
 

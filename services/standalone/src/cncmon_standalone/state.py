@@ -38,6 +38,7 @@ class RunState(msgspec.Struct, frozen=True):
     nats_url: str
     database_dsn: str
     processes: list[ProcessState]
+    simulator_url: str | None = None
 
     @property
     def ports(self) -> set[int]:

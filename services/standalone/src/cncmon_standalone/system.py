@@ -34,6 +34,7 @@ class Simulation:
     hz: float
     behaviour: str
     seed: int
+    control_port: int
     poll_log: Path | None = None
 
     @property
@@ -61,6 +62,11 @@ class Plan:
     def api_url(self) -> str:
         """The page, and the API under /api/v1."""
         return f"http://127.0.0.1:{self.api_port}/"
+
+    @property
+    def simulator_url(self) -> str | None:
+        """The control API of the simulated machines, where there are any."""
+        return f"http://127.0.0.1:{self.simulation.control_port}" if self.simulation else None
 
     @property
     def nats_url(self) -> str:
@@ -140,7 +146,7 @@ class _Build:
             "CNCMON_SIMULATOR_SEED": str(simulation.seed),
             "CNCMON_SIMULATOR_PORT_BASE": str(first),
             "CNCMON_SIMULATOR_POLL_INTERVAL_MS": str(simulation.poll_interval_ms),
-            "CNCMON_SIMULATOR_CONTROL_PORT": "0",
+            "CNCMON_SIMULATOR_CONTROL_PORT": str(simulation.control_port),
             "CNCMON_SIMULATOR_MACHINES_FILE": str(self._plan.simulated_file),
             "CNCMON_SIMULATOR_POLL_LOG": str(simulation.poll_log or ""),
         }

@@ -8,6 +8,8 @@ import time
 import msgspec
 from rich.markup import escape
 
+from cncmon_simulator import Settings
+from cncmon_simulator.fleet import name_of
 from cncmon_standalone import console, folder, live, session, state, system
 from cncmon_standalone.demo import report
 from cncmon_standalone.demo.measure import Measurement
@@ -65,7 +67,7 @@ class _Demo:
         shutil.rmtree(proof, ignore_errors=True)
         proof.mkdir()
         measured = options.seconds is not None
-        nats_port, postgres_port = pick(2, avoid=[options.api_port])
+        nats_port, postgres_port, control_port = pick(3, avoid=[options.api_port])
         self._plan = system.Plan(
             folder=data,
             workers=options.workers,
@@ -77,6 +79,7 @@ class _Demo:
                 hz=options.hz,
                 behaviour=options.behaviour,
                 seed=options.seed,
+                control_port=control_port,
                 # Only where it is compared: without a time limit the logs would fill the disk.
                 poll_log=proof / "polls.jsonl" if measured else None,
             ),
@@ -111,6 +114,8 @@ class _Demo:
             await self._wait_for_data(supervisor)
         took_s = time.monotonic() - self._began
         self._progress.line(f"\n  [bold green]{self._plan.api_url}[/]   live after {took_s:.1f} s, Ctrl-C stops\n")
+        if self._options.seconds is None:
+            self._progress.line(f"  Switch a machine off, for half a minute:\n  [dim]{self._off_command()}[/]\n")
         self._open_browser()
         try:
             if self._options.seconds is None:
@@ -141,6 +146,11 @@ class _Demo:
                 )
             if await supervisor.sleep(0.1):
                 raise StopRequestedError("stopped before the machines were shown")
+
+    def _off_command(self) -> str:
+        simulated = Settings(machines=self._options.machines, behaviour=self._options.behaviour)
+        machine = name_of(simulated, 0)
+        return f'curl -d \'{{"fault": "off", "for_s": 30}}\' {self._plan.simulator_url}/machines/{machine}/faults'
 
     def _open_browser(self) -> None:
         has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
