@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,13 +22,6 @@ on_both_servers = pytest.mark.parametrize(
 """Runs a test that uses `postgres_dsn` on plain PostgreSQL and on one with TimescaleDB."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_SKIPPED] = {}
-
-
-_SKIPPED = pytest.StashKey[dict[str, int]]()
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         part = marker.args[0]
@@ -36,13 +30,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             continue
         if REQUIRED:
             pytest.fail(f"{part} is required here (CNCMON_TEST_REQUIRE=all) and can't be had: {why}", pytrace=False)
-        suites = item.config.stash[_SKIPPED]
-        suites[f"{item.path.parent.name}: {why}"] = suites.get(f"{item.path.parent.name}: {why}", 0) + 1
         pytest.skip(why)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for suite, tests in config.stash[_SKIPPED].items():
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name at the end what was left out, so that a green run does not hide it."""
+    suites = Counter(
+        f"{report.nodeid.rsplit('/', 1)[0]}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}"
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    for suite, tests in suites.items():
         terminalreporter.write_line(f"NOT RUN: {tests} tests of {suite}", yellow=True)
 
 
