@@ -348,11 +348,16 @@ async def test_delivery_b8_a_worker_cut_off_alone_gives_its_messages_back(
             await publish_batch(nats_client, seq, [frame(seq)])
         await asyncio.sleep(0.5)
         async with running_ingest(nats_url, good):
-            for seq in range(20, 40):
+            seq = 20
+
+            async def all_stored() -> bool:
+                """Others go on: that is what shows this worker that it alone is cut off."""
+                nonlocal seq
                 await publish_batch(nats_client, seq, [frame(seq)])
-                await asyncio.sleep(0.05)
-            await until(lambda: drained(nats_client))
-    assert await count(database) == 39
+                seq += 1
+                return bool(await database.fetchval("SELECT count(*) >= 19 FROM sensor_data WHERE temperature < 45"))
+
+            await until(all_stored)
 
 
 # --- C: dead letters ---------------------------------------------------------------------------------------------

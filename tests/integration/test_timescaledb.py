@@ -114,7 +114,7 @@ async def test_the_schema_is_that_of_plain_postgresql(
     assert found
 
 
-@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns"])
+@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns"], ids=["utc", "newfoundland"])
 async def test_time_bucket_gives_the_same_on_both(
     hyper: asyncpg.Connection, database: asyncpg.Connection, zone: str
 ) -> None:

@@ -15,6 +15,9 @@ from cncmon_ingest.settings import IngestSettings
 
 log = logs.get(__name__)
 
+LOOKS_MIN = 2
+"""So many looks in a row, a third of ack_wait apart, must find new deliveries before messages are given to others."""
+
 Step = Callable[[], Awaitable[None]]
 
 
@@ -94,15 +97,16 @@ class Hold:
 
 
 class _Progress:
-    """Whether others commit: the leader's writes to the watermark bucket go on while some worker commits.
+    """Whether others commit. A worker that can't pulls nothing, so deliveries that go on are made to one that can.
 
-    What is still being written when an outage begins is no sign of life, so two looks count, both well into it.
+    A worker that has not noticed the outage yet may be delivered something once; so it must go on for several looks.
     """
 
     def __init__(self, js: JetStreamContext, every_s: float) -> None:
         self._js = js
         self._every_s = every_s
         self._last: int | None = None
+        self._grown = 0
         self._look_at_s = asyncio.get_running_loop().time() + every_s
 
     async def seen(self) -> bool:
@@ -110,5 +114,7 @@ class _Progress:
         if loop.time() < self._look_at_s:
             return False
         self._look_at_s = loop.time() + self._every_s
-        before, self._last = self._last, (await self._js.stream_info(f"KV_{names.KV_WATERMARK}")).state.last_seq
-        return before is not None and before != self._last
+        info = await self._js.consumer_info(names.STREAM, names.DURABLE)
+        before, self._last = self._last, info.delivered.consumer_seq if info.delivered else 0
+        self._grown = self._grown + 1 if before is not None and self._last > before else 0
+        return self._grown >= LOOKS_MIN
