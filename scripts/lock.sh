@@ -1,6 +1,6 @@
 #!/bin/sh
 # Pins every dependency with its hashes: one file per service (its image installs that), one for running all of them
-# from a checkout, one for working on them. Run it after changing a pyproject.toml; `make lint` tells when it is due.
+# from a checkout, one for working on them. Run it after changing a pyproject.toml.
 set -eu
 cd "$(dirname "$0")/.."
 uv=${UV:-.venv/bin/uv}

@@ -68,3 +68,20 @@ def test_the_readmes_machine_is_the_example_and_can_be_used() -> None:
     found = machine_files.load([example])
     assert found.problems == []
     assert list(found.machines) == ["mill-7"]
+
+
+def test_lock_files_carry_no_addresses() -> None:
+    locks = [*ROOT.glob("requirements/*.txt"), ROOT / "services" / "query-api" / "web" / "package-lock.json"]
+    assert len(locks) > 5
+    for lock in locks:
+        addresses = re.findall(
+            r'"resolved"|--(?:extra-)?index-url\b|\bhttps?://\S+\.(?:whl|tgz|tar\.gz)', lock.read_text()
+        )
+        assert not addresses, f"{lock.name}: {addresses[:3]}"
+
+
+def test_every_pinned_package_has_hashes() -> None:
+    for lock in ROOT.glob("requirements/*.txt"):
+        for block in re.split(r"\n(?=\S)", lock.read_text().strip()):
+            assert re.search(r"==\S+", block), f"{lock.name}: {block[:80]}"
+            assert "--hash=sha256:" in block, f"{lock.name}: {block[:80]}"
