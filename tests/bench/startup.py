@@ -33,14 +33,16 @@ def page_alive_s(folder: Path, environ: dict[str, str]) -> float:
         text=True,
         start_new_session=True,
     )
+    said: list[str] = []
     try:
         assert process.stdout is not None
         for line in process.stdout:
+            said.append(line)
             if LIVE.search(line):
                 return time.monotonic() - started
             if time.monotonic() - started > LIMIT_S:
                 break
-        raise SystemExit("make demo never said that its page is live")
+        raise SystemExit(f"make demo never said that its page is live:\n{''.join(said[-30:])}")
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(60)

@@ -61,13 +61,14 @@ async def test_a_batch_has_no_more_bytes_than_allowed(sizes: list[int]) -> None:
         assert len(frames.join([*before, after[0]])) > 2048
 
 
-async def test_a_batch_is_exactly_as_large_as_allowed(settings_of) -> None:
+@pytest.mark.parametrize(("less", "cut"), [(0, [2, 2]), (1, [1, 1, 1, 1])])
+async def test_a_batch_is_exactly_as_large_as_allowed(settings_of, less: int, cut: list[int]) -> None:
     size = len(frames.join([module.encode_sample(sample(1, "x" * 1000))]))
-    batcher, buffer = batcher_of(settings_of(batch_bytes_max=2 * size, linger_offline_ms=60_000))
+    batcher, buffer = batcher_of(settings_of(batch_bytes_max=2 * size - less, linger_offline_ms=60_000))
     for _ in range(4):
         batcher.add(sample(1, "x" * 1000))
     batcher.cut()
-    assert [len(parts) for parts in payloads(buffer)] == [2, 2]
+    assert [len(parts) for parts in payloads(buffer)] == cut
 
 
 async def test_a_sample_larger_than_a_batch_goes_alone(settings_of) -> None:

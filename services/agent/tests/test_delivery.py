@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cncmon_agent.batch import make
 from cncmon_agent.buffer.hot import HotBuffer
-from cncmon_agent.delivery import MARGIN_S, Delivery
+from cncmon_agent.delivery import MARGIN_S, Delivery, State
 from cncmon_agent.epochs import Epoch
 from cncmon_core.watermark import Watermark
 
@@ -95,6 +95,19 @@ def test_delivery_a4_an_acknowledged_batch_behind_an_unacknowledged_one_is_not_f
     assert here.held == [2, 3]
     here.ack(2, at=4)
     assert here.held == []
+
+
+def test_delivery_a4_what_is_sent_again_needs_a_puback_anew(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(0, floor=0)
+    here.tell(0, floor=0, created="second")
+    assert here.publish() == [1, 2, 3]
+    here.tell(3, floor=3, created="second")
+    assert here.held == [1, 2, 3]
+    here.ack(1, 2)
+    assert here.held == [3]
 
 
 def test_delivery_a4_a_watermark_beyond_what_we_have_frees_what_we_have(way) -> None:
@@ -351,6 +364,16 @@ class World(RuleBasedStateMachine):
             _, seq = self.here.buffer.range()
             self.here.buffer.append(make(EPOCH, seq, seq - 1, "samples", [b"{}"], 1, self.now_s))
 
+    @rule()
+    def deliver(self) -> None:
+        """Everything as it should be."""
+        self.append(2)
+        self.publish(5)
+        if self.wire:
+            self.stream_stores(5)
+        if self.acks:
+            self.acks_arrive(5)
+
     @rule(count=st.integers(1, 5))
     def publish(self, count: int) -> None:
         for _ in range(count):
@@ -383,12 +406,16 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def look_for_lost(self) -> None:
-        told = self.here.delivery._told
-        if told is not None:
-            for seq, sent in self.here.delivery._sent.items():
-                if sent.stream_seq <= told.committed_floor and self.now_s - sent.taken_s > WINDOW_S:
-                    self.evidence.add(seq)
+        told, sent = self.here.delivery._told, self.here.delivery._sent
+        taken = {seq: way for seq, way in sent.items() if way.state is State.TAKEN}
+        passed = {
+            seq
+            for seq, way in taken.items()
+            if told and way.stream_seq <= told.committed_floor and self.now_s - way.taken_s > WINDOW_S
+        }
         self.here.delivery.look_for_lost(self.now_s)
+        assert {seq for seq in taken if sent[seq].state is not State.TAKEN} <= passed
+        self.evidence |= passed
 
     # What the stream does.
 
@@ -399,19 +426,24 @@ class World(RuleBasedStateMachine):
         self.stream.append((seq, self.now_s))
         return len(self.stream), False
 
-    @precondition(lambda self: any(all(ack[0] != seq for ack in self.acks) for seq in self.wire))
-    @rule()
-    def stream_stores(self) -> None:
-        seq = next(seq for seq in self.wire if all(ack[0] != seq for ack in self.acks))
-        self.acks.append((seq, *self._store(seq)))
+    @precondition(lambda self: self.wire)
+    @rule(count=st.integers(1, 5))
+    def stream_stores(self, count: int) -> None:
+        answered = {ack[0] for ack in self.acks}
+        for seq in [seq for seq in self.wire if seq not in answered][:count]:
+            self.acks.append((seq, *self._store(seq)))
 
-    @rule()
-    def another_edge_publishes(self) -> None:
-        self.stream.append((None, self.now_s))
+    @rule(count=st.integers(1, 3))
+    def another_edge_publishes(self, count: int) -> None:
+        self.stream += [(None, self.now_s)] * count
 
     @precondition(lambda self: self.acks)
-    @rule()
-    def ack_arrives(self) -> None:
+    @rule(count=st.integers(1, 5))
+    def acks_arrive(self, count: int) -> None:
+        for _ in range(min(count, len(self.acks))):
+            self._ack_arrives()
+
+    def _ack_arrives(self) -> None:
         seq, stream_seq, duplicate = self.acks.pop(0)
         self.wire.remove(seq)
         self.evidence.discard(seq)
@@ -433,6 +465,11 @@ class World(RuleBasedStateMachine):
     def stream_loses_its_tail(self, count: int) -> None:
         self.stream = self.stream[:-count]
         self.floor = min(self.floor, len(self.stream))
+
+    @rule(count=st.integers(1, 4))
+    def stream_gives_its_tail_s_numbers_to_another(self, count: int) -> None:
+        self.stream_loses_its_tail(count)
+        self.another_edge_publishes(count)
 
     @rule()
     def stream_is_made_anew(self) -> None:
@@ -456,6 +493,13 @@ class World(RuleBasedStateMachine):
             watermark += 1
         epochs = {EPOCH: watermark} if lists_us or watermark else {}
         self.documents.append(Watermark(1, str(self.created), self.floor, epochs))
+
+    @rule(count=st.integers(0, 5))
+    def ingest_stores_and_the_edge_is_told(self, count: int) -> None:
+        if self.floor < len(self.stream):
+            self.ingest_stores(count)
+        self.leader_writes(lists_us=True)
+        self.document_arrives(1)
 
     @precondition(lambda self: self.documents)
     @rule(back=st.integers(1, 3))
@@ -495,8 +539,8 @@ class World(RuleBasedStateMachine):
             self.append(1)
             self.publish(200)
             while self.wire:
-                self.stream_stores()
-                self.ack_arrives()
+                self.stream_stores(100)
+                self.acks_arrive(100)
             while self.floor < len(self.stream):
                 self.ingest_stores(100)
             self.leader_writes(lists_us=True)
@@ -509,4 +553,4 @@ class World(RuleBasedStateMachine):
 
 
 def test_delivery_whatever_is_lost_nothing_is_freed_unstored_and_all_is_stored_in_the_end() -> None:
-    run_state_machine_as_test(World, settings=settings(max_examples=150, stateful_step_count=50))
+    run_state_machine_as_test(World, settings=settings(max_examples=250, stateful_step_count=50))

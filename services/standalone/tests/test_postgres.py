@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cncmon_standalone.embedded.postgres import Owner, PostgresCluster
+from cncmon_standalone.embedded.postgres import Owner, PostgresCluster, shipped_programs
 from cncmon_standalone.errors import PartError
 
 
@@ -79,3 +79,22 @@ def test_a_cluster_keeps_its_owner_when_a_better_user_appears(reachable: Path, m
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert Owner.of(data).uid == data.stat().st_uid
     assert Owner.of(reachable / "none") == Owner.find()
+
+
+@pytest.mark.needs("root")
+def test_programs_that_the_owner_cannot_reach_are_copied_with_their_libraries(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root's home is closed to the user whom PostgreSQL runs as; the copy must run without the wheel."""
+    shipped, can_reach = shipped_programs(), Owner.can_reach
+    monkeypatch.setattr(
+        Owner, "can_reach", lambda self, path: not path.is_relative_to(shipped) and can_reach(self, path)
+    )
+    command = cluster.prepare()
+    program = Path(command.argv[0])
+    assert program.is_relative_to(cluster.folder)
+    found = subprocess.run(["ldd", program.with_name("initdb")], capture_output=True, text=True, check=True).stdout
+    assert "not found" not in found
+    libraries = [Path(line.split("=>")[1].split()[0]) for line in found.splitlines() if "libpq" in line]
+    assert libraries
+    assert all(library.resolve().is_relative_to(cluster.folder.resolve()) for library in libraries)

@@ -111,6 +111,7 @@ def requests(*places: tuple[int, int], **changes: int) -> list[tuple[int, int]]:
         ([(0, 1), (0, 1)], {"registers_max": 1}, [(0, 1)]),
         # A text wider than the device answers at once stands alone: it can't be read, the others can.
         ([(0, 1), (1, 20), (21, 1)], {"registers_max": 10}, [(0, 1), (1, 20), (21, 1)]),
+        ([(0, 20), (3, 1)], {"registers_max": 10}, [(0, 20), (3, 1)]),
     ],
 )
 def test_requests(places: list[tuple[int, int]], changes: dict[str, int], planned: list[tuple[int, int]]) -> None:

