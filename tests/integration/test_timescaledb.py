@@ -1,6 +1,6 @@
 """A server with TimescaleDB: samples in chunks of a day, and everything else as on plain PostgreSQL."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,10 @@ from cncmon_api.series import read_series
 from cncmon_api.settings import ApiSettings
 from cncmon_core.frames import join
 from cncmon_ingest import migrate
+from cncmon_ingest.decode import DAYS_MAX
 from testkit.ingest import drained, frame, prepare, publish_batch, publish_plain, running_ingest, settings_for, until
+from testkit.parts import timescaledb_programs
+from testkit.servers import Postgres, running_postgres
 
 pytestmark = pytest.mark.needs("timescaledb")
 
@@ -30,6 +33,13 @@ async def hyper(timescaledb_dsn: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(timescaledb_dsn)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def not_preloaded() -> Iterator[Postgres]:
+    """A server that has TimescaleDB's files and does not load them."""
+    with running_postgres({"fsync": "off"}, timescaledb_programs()) as server:
+        yield server
 
 
 async def chunks(hyper: asyncpg.Connection) -> list[tuple[datetime, datetime]]:
@@ -87,6 +97,33 @@ async def test_migrating_twice_does_nothing(hyper: asyncpg.Connection) -> None:
     assert await hyper.fetch("SELECT * FROM timescaledb_information.hypertables") == before
     assert len(before) == 1
     assert await hyper.fetchval("SELECT count(*) FROM sensor_data") == 576
+
+
+async def test_installed_and_not_preloaded_is_plain_postgresql(not_preloaded: Postgres) -> None:
+    """As right after installing the package: creating the extension then would end the session."""
+    connection = await asyncpg.connect(not_preloaded.dsn)
+    assert await connection.fetchval("SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'")
+    assert await migrate.migrate(connection) == migrate.LATEST
+    assert not await connection.fetchval("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
+    assert await connection.fetchval("SELECT time_bucket('1 h', now()) <= now()")
+    await connection.close()
+
+
+async def test_a_message_over_thousands_of_days_stops_nobody(
+    nats_client: Client, nats_url: str, timescaledb_dsn: str, hyper: asyncpg.Connection
+) -> None:
+    """A chunk a day: more than a server has locks for. What is over the bound is dead, and can be replayed."""
+    settings = settings_for(timescaledb_dsn)
+    await prepare(nats_client, settings)
+    now = datetime.now(UTC)
+    parts = [frame(n, timestamp=(now - n * DAY).isoformat()) for n in range(3500)]
+    await publish_batch(nats_client, 1, parts)
+    await publish_plain(nats_client, join([frame(1, machine_id="after")]))
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client), 60)
+    assert await hyper.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'cnc-001'") == DAYS_MAX
+    assert await hyper.fetchval("SELECT count(*) FROM dead_letters WHERE reason = 'too_many_days'") == 3500 - DAYS_MAX
+    assert await hyper.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'after'") == 1
 
 
 SCHEMA = {

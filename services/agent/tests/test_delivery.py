@@ -553,4 +553,4 @@ class World(RuleBasedStateMachine):
 
 
 def test_delivery_whatever_is_lost_nothing_is_freed_unstored_and_all_is_stored_in_the_end() -> None:
-    run_state_machine_as_test(World, settings=settings(max_examples=250, stateful_step_count=50))
+    run_state_machine_as_test(World, settings=settings(max_examples=200, stateful_step_count=50))

@@ -77,7 +77,7 @@ OBJECTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(JSON | OBJECTS)
 def test_any_json_is_a_sample_or_refused_with_a_reason(value: Any) -> None:
     # Lone surrogates and NaN included: json.dumps writes what others' encoders write too.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cncmon_core import identity
 from cncmon_core.frames import compress, join
 from cncmon_core.identity import Identity
-from cncmon_ingest.decode import Decoded, Incoming, Limits, decode, frames_of
+from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode, frames_of
 from testkit.ingest import frame
 
 NOW = datetime.now(UTC)
@@ -81,6 +81,14 @@ def test_frame_numbers_tell_rows_from_dead_letters() -> None:
     assert found.frame_numbers == [0, 2, 4]
     assert [letter.frame for letter in found.dead] == [1, 3]
     assert frames_of(found.incoming) == parts
+
+
+def test_days_of_a_message_are_bounded() -> None:
+    parts = [frame(n, timestamp=(NOW - timedelta(days=n % (DAYS_MAX + 50))).isoformat()) for n in range(2 * DAYS_MAX)]
+    found = decoded(join(parts))
+    assert len(found.days) == DAYS_MAX
+    assert {letter.reason for letter in found.dead} == {"too_many_days"}
+    assert (len(found.packed), len(found.dead)) == (2 * DAYS_MAX - 50, 50)
 
 
 @given(st.binary(max_size=300), st.sampled_from([None, "zstd"]))

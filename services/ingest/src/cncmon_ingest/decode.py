@@ -16,6 +16,11 @@ from cncmon_ingest import rows
 
 WHOLE_MESSAGE = -1
 
+DAYS_MAX = 200
+"""Days on which the samples of one transaction may lie: a day is a chunk of the table, and each takes locks, of which a
+server has some thousands for all its sessions.
+"""
+
 _DAMAGED = b""
 
 
@@ -42,7 +47,8 @@ class Decoded(msgspec.Struct):
     """One message, ready to be written.
 
     identity is None for a message without (usable) identity headers: that is known by its place in the stream.
-    packed holds one COPY row a sample, `machine_ids` the machines in it; payload_bytes is the size decompressed.
+    packed holds one COPY row a sample, `machine_ids` the machines in it; payload_bytes is
+    the size decompressed, days the days (ordinals) that the samples lie on.
     """
 
     incoming: Incoming
@@ -55,6 +61,7 @@ class Decoded(msgspec.Struct):
     events: list[Event] = []
     dead: list[DeadLetter] = []
     payload_bytes: int = 0
+    days: set[int] = set()
 
     @property
     def whole_dead(self) -> bool:
@@ -63,7 +70,7 @@ class Decoded(msgspec.Struct):
 
     def bury(self, reason: str, detail: str) -> None:
         """Give up the whole message, with its bytes as they came."""
-        self.packed, self.frame_numbers, self.machine_ids, self.events = [], [], set(), []
+        self.packed, self.frame_numbers, self.machine_ids, self.events, self.days = [], [], set(), [], set()
         self.dead = [DeadLetter(WHOLE_MESSAGE, reason, detail, self.incoming.data)]
 
 
@@ -135,6 +142,11 @@ def _buried(incoming: Incoming, origin: Origin, known: Identity | None, error: R
 def _take_sample(decoded: Decoded, number: int, frame: bytes, limits: Limits) -> None:
     sample = decode_sample(frame)
     check_time(sample, limits)
+    day = sample.timestamp.toordinal()
+    if day not in decoded.days:
+        if len(decoded.days) >= DAYS_MAX:
+            raise FrameError("too_many_days", f"the message's samples lie on more than {DAYS_MAX} days")
+        decoded.days.add(day)
     decoded.packed.append(rows.pack(sample))
     decoded.frame_numbers.append(number)
     decoded.machine_ids.add(sample.machine_id)

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 
 from cncmon_core import logs, names
 from cncmon_ingest import bootstrap, metrics
-from cncmon_ingest.decode import DeadLetter, Decoded, Incoming, Limits, decode, frames_of, headers_of
+from cncmon_ingest.decode import DAYS_MAX, DeadLetter, Decoded, Incoming, Limits, decode, frames_of, headers_of
 from cncmon_ingest.errors import OutageError, RefusedError, RetryError
 from cncmon_ingest.feed import Feed
 from cncmon_ingest.hold import Hold
@@ -125,12 +125,16 @@ class Worker:
         self._in_hand = []
 
     def _portion(self, todo: list[Msg]) -> list[tuple[Msg, Decoded]]:
-        """Take messages off the end of `todo` until they hold `PORTION_BYTES_MAX` decompressed, and decode them."""
+        """Take messages off the end of `todo` and decode them, as many as one transaction may hold by size and days."""
         portion: list[tuple[Msg, Decoded]] = []
         size = 0
+        days: set[int] = set()
         while todo and size < PORTION_BYTES_MAX:
+            decoded = self._decode(todo[-1])
+            if portion and len(days | decoded.days) > DAYS_MAX:
+                break
             message = todo.pop()
-            decoded = self._decode(message)
+            days |= decoded.days
             size += decoded.payload_bytes
             portion.append((message, decoded))
         return portion

@@ -130,7 +130,10 @@ INSERT INTO delivery DEFAULT VALUES;
 -- Chunks of a day where the server has TimescaleDB; otherwise time_bucket exists all the same.
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb') THEN
+    -- Installed and preloaded: only then has it settings. Without preload, creating it would end the session.
+    IF EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
+        AND current_setting('timescaledb.max_background_workers', true) IS NOT NULL
+    THEN
         CREATE EXTENSION IF NOT EXISTS timescaledb;
         PERFORM create_hypertable('sensor_data', 'time', chunk_time_interval => INTERVAL '1 day', create_default_indexes => false);
     ELSE
