@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cncmon_core import logs
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -85,6 +87,7 @@ def run(name: str, measure: Callable[[Report, bool], None]) -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--quick", action="store_true", help="at most 60 s; says by name what is not run")
     options = parser.parse_args()
+    logs.setup(name, "error")
     report = Report()
     where = machine()
     print(
