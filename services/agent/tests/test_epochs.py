@@ -159,3 +159,9 @@ def test_nothing_is_written_where_nothing_changed(tmp_path: Path, monkeypatch: p
     epochs.current.freed_seq = 1
     epochs.save()
     assert len(synced) == 2
+
+
+def test_delivery_a1_a_loop_of_crashes_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cncmon_agent.epochs.OPEN_MAX", 5)
+    begun = [Epochs(tmp_path).current.epoch for _ in range(9)]
+    assert [epoch.epoch for epoch in Epochs(tmp_path).open] == begun[-5:]

@@ -63,6 +63,8 @@ class Agent:
         self._started_s = time.monotonic()
         self._clock = Clock()
         self.epochs = Epochs(Path(settings.data_dir))
+        if self.epochs.unreadable:
+            log.warning("the epochs file could not be read: earlier epochs are not closed by this edge")
         self._record = AcceptedLog(Path(settings.accepted_log)) if settings.accepted_log else None
         self.buffer = HotBuffer(settings.buffer_batches_max, settings.buffer_bytes_max)
         self.batcher = Batcher(settings, self.epochs.current.epoch, self.buffer, self._record)

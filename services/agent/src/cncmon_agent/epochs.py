@@ -16,6 +16,11 @@ from cncmon_core.identity import EPOCH_MAX
 
 FILE = "epochs.json"
 
+OPEN_MAX = 256
+"""Earlier epochs whose closing is repeated. A loop of crashes without a cloud side must not fill the disk with them:
+the oldest are given up, and the cloud side finds them abandoned.
+"""
+
 
 class Epoch(msgspec.Struct, omit_defaults=True):
     """One start of the agent. acked: what the stream has taken without a hole; freed: what the database has."""
@@ -45,7 +50,7 @@ class Epochs:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
         earlier = self._read()
-        unconfirmed = [*earlier.open, earlier.current] if earlier else []
+        unconfirmed = [*earlier.open, earlier.current][-OPEN_MAX:] if earlier else []
         self.current = Epoch(secrets.randbelow(EPOCH_MAX) + 1)
         self.open = unconfirmed
         self.unreadable = earlier is None and self._path.exists()

@@ -26,6 +26,8 @@ def _check_ends(*names: str) -> None:
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=NAME_CHARS_MAX)]
 SIGNALS_MAX: Final = 1000
+MODBUS_REGISTERS_MAX: Final = 125
+"""Registers in one answer (Modbus Application Protocol 1.1b3, section 6.3: 0x7D)."""
 
 SAMPLE_SIGNALS: Final = frozenset(FIELDS) - {"machine_id", "timestamp", "extras", "anomaly_score"}
 """Signal names that fill a field of the sample; any other name goes to `extras`."""
@@ -199,6 +201,14 @@ def problems_of_spec(spec: MachineSpec) -> list[tuple[str, str]]:
         problems.append(("$.spec.connection", "needs exactly one member, for example modbus"))
     if not spec.signals and spec.profile_ref is None:
         problems.append(("$.spec", "needs signals, or profileRef that names a MachineProfile"))
+    if len(spec.signals) > SIGNALS_MAX:
+        problems.append(("$.spec.signals", f"{len(spec.signals)} with the profile's; at most {SIGNALS_MAX}"))
+    modbus = spec.connection.modbus
+    limit = MODBUS_REGISTERS_MAX if modbus is UNSET else modbus.registers_max
+    for index, signal in enumerate(spec.signals):
+        if signal.registers() > limit:
+            said = f"takes {signal.registers()} registers, the device answers {limit} at once (registersMax)"
+            problems.append((f"$.spec.signals[{index}]", said))
     return problems + problems_of_signals(spec.signals)
 
 

@@ -42,7 +42,6 @@ class NatsSettings(Struct, frozen=True):
     )
     user: Annotated[str, Meta(description="User name, where the server asks for one.")] = ""
     password: Annotated[str, Meta(description="Password of `user`.")] = ""
-    credentials_file: Annotated[str, Meta(description="A .creds file (JWT and seed).")] = ""
     tls_ca_file: Annotated[str, Meta(description="CA bundle; switches TLS on.")] = ""
     tls_cert_file: Annotated[str, Meta(description="Client certificate for mutual TLS.")] = ""
     tls_key_file: Annotated[str, Meta(description="Key of the client certificate.")] = ""
@@ -134,8 +133,6 @@ class NatsLink:
         options: dict[str, Any] = {}
         if settings.user:
             options |= {"user": settings.user, "password": settings.password}
-        if settings.credentials_file:
-            options["user_credentials"] = settings.credentials_file
         if settings.tls_ca_file:
             context = ssl.create_default_context(cafile=settings.tls_ca_file)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
