@@ -170,3 +170,24 @@ async def test_the_record_has_what_was_accepted_and_nothing_else(settings_of, tm
     batcher.cut()
     assert json.loads(file.read_text().splitlines()[-1])["samples"] == [["cnc-002", None, time]]
     record.close()
+
+
+async def test_what_waits_while_offline_is_cut_when_the_connection_is_there(settings_of) -> None:
+    batcher, buffer = batcher_of(settings_of(linger_ms=50, linger_offline_ms=60_000))
+    batcher.add(sample(0))
+    batcher.go(online=True)
+    assert [len(parts) for parts in payloads(buffer)] == [1]
+    batcher.go(online=True)
+    batcher.add(sample(1))
+    batcher.go(online=True)
+    assert buffer.stats().batches == 1, "being online already cuts nothing"
+
+
+async def test_batches_fit_the_servers_messages(settings_of) -> None:
+    batcher, buffer = batcher_of(settings_of(linger_offline_ms=60_000))
+    batcher.limit(4096 + 1000)
+    for number in range(20):
+        batcher.add(sample(number, "x" * 200))
+    batcher.cut()
+    assert all(sum(len(part) + 4 for part in parts) <= 1000 for parts in payloads(buffer))
+    assert sum(len(parts) for parts in payloads(buffer)) == 20
