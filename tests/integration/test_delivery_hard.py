@@ -26,10 +26,12 @@ from cncmon_core import frames, identity, names, nats_link
 from cncmon_core.events import Event, encode_event
 from cncmon_core.frames import join
 from cncmon_core.identity import Identity
+from cncmon_core.monitor import Health
 from cncmon_core.sample import Sample
-from cncmon_ingest import dlq, leader, store
+from cncmon_ingest import dlq, leader, store, worker
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
+from cncmon_ingest.main import run_worker
 from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store, connect
 from testkit import agent as agents
@@ -182,6 +184,61 @@ async def test_delivery_b8_a_late_write_of_the_leader_is_no_sign_that_others_com
         away = False
         await until(lambda: drained(nats_client))
     assert await count(database) == 21
+    assert heard == []
+
+
+async def test_delivery_b8_portions_one_after_another_cost_no_delivery(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is shorter than a third of ack_wait, all together are longer than it."""
+    monkeypatch.setattr(worker, "PORTION_BYTES_MAX", 1)
+    write = Store.write
+
+    async def slowly(self: Store, messages: Sequence[Decoded]) -> store.Outcome:
+        await asyncio.sleep(0.2)
+        return await write(self, messages)
+
+    monkeypatch.setattr(Store, "write", slowly)
+    settings = settings_for(postgres_dsn, ack_wait_ms=1200)
+    await ingest.prepare(nats_client, settings)
+    for number in range(20):
+        await publish_batch(nats_client, number + 1, [frame(number)])
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client))
+        info = await nats_client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+        assert info.delivered is not None
+        assert info.delivered.consumer_seq == 20
+    assert await count(database) == 20
+
+
+async def test_delivery_b8_one_row_that_fails_strangely_takes_no_neighbour_along(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """A damaged page, say: no data error, no outage. Workers must not pass the messages round until none is left."""
+    await database.execute(
+        """
+        CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.active_program_line = 0 THEN RAISE EXCEPTION 'no' USING ERRCODE = 'XX001'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER no BEFORE INSERT ON sensor_data FOR EACH ROW EXECUTE FUNCTION no()
+        """
+    )
+    settings = settings_for(postgres_dsn, ack_wait_ms=1200, hold_retry_ms_max=200, fetch_messages=50)
+    await ingest.prepare(nats_client, settings)
+    heard = await given_up(nats_client)
+    for number in range(20):
+        await publish_batch(nats_client, number + 1, [frame(number)])
+    seq = 21
+    async with running_ingest(nats_url, settings, workers=2):
+        for _ in range(60):
+            await publish_batch(nats_client, seq, [frame(seq)])
+            seq += 1
+            await asyncio.sleep(0.1)
+        assert await count(database) >= 40, "others go on"
+        await database.execute("DROP TRIGGER no ON sensor_data")
+        await until(lambda: drained(nats_client))
+    assert await count(database) == seq - 1
     assert heard == []
 
 
@@ -430,6 +487,41 @@ async def test_a_worker_stops_within_ten_seconds_whatever_the_database_does(
             own_postgres.resume()
 
 
+async def test_a_worker_stops_within_ten_seconds_when_both_servers_are_silent(
+    own_nats: Server, own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await asyncpg.connect(own_postgres.dsn)
+    await migrate(connection)
+    await connection.close()
+    monkeypatch.setenv("CNCMON_INGEST_DATABASE_DSN", own_postgres.dsn)
+    monkeypatch.setenv("CNCMON_NATS_SERVERS", f"nats://127.0.0.1:{own_nats.port}")
+    client = await connected(own_nats)
+    await ingest.prepare(client, settings_for(own_postgres.dsn))
+    began, stop, write = asyncio.Event(), asyncio.Event(), Store.write
+
+    async def silent(self: Store, messages: Sequence[Decoded]) -> store.Outcome:
+        own_postgres.pause()
+        own_nats.pause()
+        began.set()
+        return await write(self, messages)
+
+    monkeypatch.setattr(Store, "write", silent)
+    running = asyncio.create_task(run_worker(Health(), stop))
+    await asyncio.sleep(1)
+    await publish_batch(client, 1, [frame(1)])
+    await asyncio.wait_for(began.wait(), 10)
+    started_s = time.monotonic()
+    stop.set()
+    try:
+        await asyncio.wait({running}, timeout=20)
+        assert running.done()
+        assert time.monotonic() - started_s < 10
+    finally:
+        own_postgres.resume()
+        own_nats.resume()
+    await client.close()
+
+
 # --- dead letters, the agent -------------------------------------------------------------------------------------
 
 
@@ -468,7 +560,14 @@ async def test_an_agent_cuts_batches_that_fit_the_servers_messages(tmp_path: Pat
 
             await until(published)
             agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0, extras={"noise": os.urandom(100_000).hex()}))
-            await asyncio.sleep(1)
+            agent.batcher.cut()
+            agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0))
+            agent.batcher.cut()
+
+            async def all_but_that_one() -> bool:
+                return agent.delivery.unacknowledged() == 1
+
+            await until(all_but_that_one)
             assert "does not fit the server's max_payload" in (agent.publisher.stream_error or "")
             assert nats_link.CONNECTS._value.get() - before == 1, "no storm of connections"
         await client.close()

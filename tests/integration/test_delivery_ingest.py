@@ -19,7 +19,7 @@ from cncmon_core.watermark import Watermark, decode_watermark
 from cncmon_ingest import dlq, leader
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.decode import Incoming, Limits, decode
-from cncmon_ingest.errors import OutageError
+from cncmon_ingest.errors import NotConnectedError, OutageError
 from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store, connect
 from testkit import ingest
@@ -341,7 +341,7 @@ async def test_delivery_b8_a_worker_cut_off_alone_gives_its_messages_back(
         await until(lambda: drained(nats_client))
 
         async def away() -> None:
-            raise OutageError("this worker alone is cut off")
+            raise NotConnectedError("this worker alone is cut off")
 
         worker._connected = away  # type: ignore[method-assign]  # cut off by hand
         for seq in range(2, 20):

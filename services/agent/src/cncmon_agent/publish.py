@@ -54,12 +54,14 @@ class Publisher:
         self._record = record
         self._room = asyncio.Semaphore(settings.in_flight_max)
         self._refused_until_s = 0.0
+        self._stuck: str | None = None
         self.stream_error: str | None = None
         self.progress = asyncio.Event()
 
     async def session(self, client: Client, also: Task) -> None:
         """Publish until the connection is gone; run `also(client)` beside it."""
         self._batcher.limit(client.max_payload)
+        self._stuck = None
         self._batcher.go(online=True)
         try:
             js = client.jetstream(timeout=self._settings.ack_timeout_ms / 1000)
@@ -109,8 +111,11 @@ class Publisher:
             if batch is None:
                 raise AssertionError(f"seq {seq} is to be published and not in the buffer")
             if len(batch.data) + MAX_PAYLOAD_RESERVE_BYTES > client.max_payload:
+                # It stays in flight, and so out of the others' way, until there is another connection.
                 self._room.release()
-                self._refuse(seq, _too_large(batch, client.max_payload))
+                PUBLISH_ERRORS.inc()
+                self._stuck = self.stream_error = _too_large(batch, client.max_payload)
+                log.error("samples are kept here for now", reason=self._stuck)
                 continue
             name = batch.identity
             site, edge = self._settings.site, self._settings.edge
@@ -138,9 +143,9 @@ class Publisher:
             now_s = time.monotonic()
             PUBACK_SECONDS.observe(now_s - started_s)
             PUBLISHED.inc()
-            if self.stream_error is not None:
+            if self.stream_error != self._stuck:
                 log.info("NATS takes batches again", was=self.stream_error)
-                self.stream_error = None
+                self.stream_error = self._stuck
             if self._record is not None:
                 self._record.acked(batch, ack.seq)
             self._delivery.taken(seq, ack.seq, now_s, duplicate=bool(ack.duplicate))

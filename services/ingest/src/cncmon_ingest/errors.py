@@ -2,6 +2,7 @@
 
 CncmonError
 ├── OutageError        the database can't be used now: hold what is in hand, ack nothing
+│   └── NotConnectedError  this worker can't reach it: if others can, they may have what is in hand
 ├── RefusedError       the database refuses data: find which frame, dead-letter it, store the rest
 ├── RetryError         lost against another worker: try the same again at once
 ├── MigrationError     the schema can't be brought up to date: stop, say why
@@ -15,6 +16,10 @@ from cncmon_core.errors import CncmonError
 
 class OutageError(CncmonError):
     """The database can't be used now; says why."""
+
+
+class NotConnectedError(OutageError):
+    """No connection to the database can be had."""
 
 
 class RefusedError(CncmonError):

@@ -6,10 +6,12 @@ under much.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 
 import msgspec
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -21,6 +23,8 @@ from cncmon_ingest.settings import IngestSettings
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 """The server sends this often while a pull request waits; three missed mean that it is gone."""
+
+DRAIN_S_MAX = 1.0
 
 REFUSED_PAUSE_S = 0.2
 """Before asking again after a request that was ended by a limit without bringing anything."""
@@ -60,7 +64,10 @@ class Feed:
         self._request += 1
         self._missing = 0
         if subscription is not None and not self._client.is_closed:
-            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
+            # A server that does not answer has nothing more to send either.
+            with contextlib.suppress(TimeoutError, nats.errors.Error):
+                async with asyncio.timeout(DRAIN_S_MAX):
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
         left = list(self._queue)
         self._queue.clear()
         return left

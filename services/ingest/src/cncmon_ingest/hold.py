@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import nats.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from cncmon_core import logs, names
 from cncmon_core.backoff import Backoff
 from cncmon_ingest import metrics
-from cncmon_ingest.errors import OutageError
+from cncmon_ingest.errors import NotConnectedError, OutageError
 from cncmon_ingest.feed import Feed
 from cncmon_ingest.settings import IngestSettings
 
@@ -30,6 +31,7 @@ class Hold:
         self._settings = settings
         self._stop = stop
         self._tick_s = settings.ack_wait_ms / 3000
+        self._ticked_s = 0.0
 
     async def until(self, step: Step, in_hand: Sequence[Msg] = ()) -> bool:
         """Return True once the step succeeded; False when the messages in hand were given back instead.
@@ -63,8 +65,9 @@ class Hold:
         while not await self._stopped_within(backoff.next_s()):
             try:
                 await step()
-            except OutageError:
-                if held and await others.seen():
+            except OutageError as error:
+                # Where the connection works, the fault goes along with the messages: others would fare no better.
+                if held and isinstance(error, NotConnectedError) and await others.seen():
                     log.warning("only this worker is cut off: others can have what it holds", messages=len(held))
                     await self._give_back(held)
                     if about:
@@ -85,10 +88,13 @@ class Hold:
 
     async def _keep(self, messages: list[Msg]) -> None:
         """Tell JetStream that messages are being worked on, however long a step or a hold takes."""
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._tick_s)
+            # Counted from step to step: many short ones must not put off the word for ever.
+            await asyncio.sleep(max(0.0, self._ticked_s + self._tick_s - loop.time()))
             for message in (*messages, *self._feed.waiting):
                 await message.in_progress()
+            self._ticked_s = loop.time()
 
     @staticmethod
     async def _give_back(messages: list[Msg]) -> None:
@@ -114,7 +120,11 @@ class _Progress:
         if loop.time() < self._look_at_s:
             return False
         self._look_at_s = loop.time() + self._every_s
-        info = await self._js.consumer_info(names.STREAM, names.DURABLE)
+        try:
+            info = await self._js.consumer_info(names.STREAM, names.DURABLE)
+        except (nats.errors.Error, TimeoutError):
+            # A lost connection ends the session by itself; anything less is no reason to let go of the messages.
+            return False
         before, self._last = self._last, info.delivered.consumer_seq if info.delivered else 0
         self._grown = self._grown + 1 if before is not None and self._last > before else 0
         return self._grown >= LOOKS_MIN

@@ -215,7 +215,10 @@ class _Teller:
         ):
             documents.setdefault(Origin(row["site"], row["edge"]), {})[row["epoch"]] = row["seq"]
         created = place.stream_created.astimezone(UTC).isoformat()
-        for origin, epochs in documents.items():
+        for number, (origin, epochs) in enumerate(documents.items(), 1):
+            if number % 100 == 0:
+                # Many edges take long: the database must not take this session for a frozen one.
+                await self._connection.execute("SELECT 1")
             await self._put(origin, Watermark(generation, created, place.floor, epochs))
 
     async def _put(self, origin: Origin, document: Watermark) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from cncmon_core import names
 from cncmon_ingest import rows
 from cncmon_ingest.decode import DeadLetter, Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, speaks_of_data, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 
 Key = tuple[int, int]
@@ -40,7 +40,7 @@ async def connect(dsn: str) -> asyncpg.Connection:
     """Return a connection fit for the transaction.
 
     Raises:
-        OutageError: it can't be had, or the server would acknowledge commits that a crash can take back.
+        NotConnectedError: it can't be had, or the server would acknowledge commits that a crash can take back.
     """
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
@@ -59,19 +59,28 @@ async def connect(dsn: str) -> asyncpg.Connection:
                 "tcp_user_timeout": "20000",
             },
         )
-        durable = await connection.fetchval("SHOW synchronous_commit")
-        read_only = await connection.fetchval("SHOW transaction_read_only")
     except (*DATABASE_ERRORS, ValueError) as error:
-        raise OutageError(str(translate(error))) from error
-    problem = None
-    if durable not in ("on", "remote_apply"):
-        problem = f"synchronous_commit is {durable!r}; it must be 'on', or acknowledged samples can be lost"
-    elif read_only == "on":
-        problem = "the server is read-only (a replica?)"
+        raise NotConnectedError(str(translate(error))) from error
+    try:
+        problem = await _problem_of(connection)
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, DATABASE_ERRORS):
+            raise NotConnectedError(str(translate(error))) from error
+        raise
     if problem:
-        await connection.close(timeout=5)
-        raise OutageError(problem)
+        connection.terminate()
+        raise NotConnectedError(problem)
     return connection
+
+
+async def _problem_of(connection: asyncpg.Connection) -> str | None:
+    durable = await connection.fetchval("SHOW synchronous_commit")
+    if durable not in ("on", "remote_apply"):
+        return f"synchronous_commit is {durable!r}; it must be 'on', or acknowledged samples can be lost"
+    if await connection.fetchval("SHOW transaction_read_only") == "on":
+        return "the server is read-only (a replica?)"
+    return None
 
 
 class Store:

@@ -70,8 +70,8 @@ class Worker:
             raise
         finally:
             waking.cancel()
-            left = await feed.close()
             await self._drop_store()
+            left = await feed.close()
         # Stopped in order: others can have at once what was not begun.
         for message in left:
             await message.nak()
