@@ -1,4 +1,7 @@
-"""Sequences that once lost, doubled or blocked samples, or would have: each on real servers."""
+"""Sequences that once lost, doubled or blocked samples, or would have: each on real servers.
+
+Long, because a fault found adds its sequence here, beside its like.
+"""
 
 import asyncio
 import os

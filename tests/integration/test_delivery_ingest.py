@@ -1,4 +1,7 @@
-"""DELIVERY rules B, C and D of the ingest side, each on a real stream and a real database."""
+"""Rules B, C and D of delivery, each on a real stream and a real database.
+
+Long, so that the rules stand in one place and in their order.
+"""
 
 import asyncio
 import json

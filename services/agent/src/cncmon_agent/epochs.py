@@ -1,7 +1,7 @@
 """The epochs file: which epochs this agent has begun, how far each is delivered, and which must still be closed.
 
 An epoch is drawn and synced at every start before anything is published under it: after a power cut the stream may hold
-batches that this disk has forgotten, and a number used again would clash with them (DELIVERY A1).
+batches that this disk has forgotten, and a number used again would clash with them (rule A1 of docs/delivery.md).
 """
 
 import os

@@ -12,7 +12,7 @@ from cncmon_ingest.settings import IngestSettings
 log = logs.get(__name__)
 
 ACK_PENDING_PER_WORKER = 4
-"""Fetch sizes in flight a worker: fewer stall a drain (DELIVERY B8 asks for at least this)."""
+"""Fetch sizes in flight a worker: fewer stall a drain (rule B8 of docs/delivery.md)."""
 
 
 async def ensure(client: Client, settings: IngestSettings) -> None:

@@ -14,7 +14,7 @@ from cncmon_ingest.settings import IngestSettings
 log = logs.get(__name__)
 
 FULL_RATIO: Final = 0.70
-"""Above this, committed messages are purged, oldest first (DELIVERY D2)."""
+"""Above this, committed messages are purged, oldest first (rule D2 of docs/delivery.md)."""
 ROOM_RATIO: Final = 0.60
 """Down to this and no further: what stays is what the database could be given again after going back."""
 
