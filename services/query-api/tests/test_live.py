@@ -31,10 +31,12 @@ async def test_machines_first_then_the_newest_samples_then_news(api, store):
 async def test_every_all_gives_each_new_sample_in_order_of_the_named_machines_only(api, store):
     await store.machines("m1", "m2", "m3")
     await store.samples(row("m1", 100), row("m2", 100), row("m3", 100))
-    await asyncio.sleep(0.2)
+    seen = 0
+    while seen < 3:
+        listed = (await api.get("/api/v1/machines")).json()["machines"]
+        seen = sum(machine["last_sample"] is not None for machine in listed)
     async with api.live(machines="m1,m2", every="all") as stream:
-        first = await stream.event("machines")
-        assert [machine["id"] for machine in first.data["machines"]] == ["m1", "m2"]
+        await machines_until(stream, lambda machines: [machine["id"] for machine in machines] == ["m1", "m2"])
         await store.samples(*(row(m, 90 - n / 10, temperature=n) for n in range(200) for m in ("m1", "m2", "m3")))
         got: dict[str, list[float]] = {"m1": [], "m2": []}
         while sum(map(len, got.values())) < 400:
