@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROGRAMS = ("codec", "startup", "main_job")
+PROGRAMS = ("codec", "startup", "capture", "main_job", "control", "edge")
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ from cncmon_core.identity import Identity
 from cncmon_core.monitor import Health
 from cncmon_core.sample import Sample
 from cncmon_ingest import dlq, leader, store, worker
+from cncmon_ingest.advance import CANDIDATES, advance
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.main import run_worker
@@ -432,7 +433,7 @@ async def test_delivery_d1_watermarks_advance_while_workers_are_busy(
     await asyncio.sleep(0.3)
     try:
         async with asyncio.timeout(3):
-            assert await leader.advance(database) == {names.Origin("h", "e")}
+            assert await advance(database) == {names.Origin("h", "e")}
     finally:
         done.set()
         await asyncio.gather(*sharers)
@@ -445,8 +446,8 @@ async def test_delivery_d1_a_hole_costs_no_round_a_look_at_all_above_it(database
         "SELECT 1, number, '\\x00', 1, 0, 'stored' FROM generate_series(2, 20000) AS number"
     )
     await database.execute("ANALYZE ledger")
-    plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {leader._CANDIDATES}"))
-    assert await leader.advance(database) == set()
+    plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN (ANALYZE, BUFFERS) {CANDIDATES}"))
+    assert await advance(database) == set()
     assert "Seq Scan on ledger" not in plan, plan
     assert not re.search(r"actual time=\S+ rows=19999", plan), plan
 

@@ -20,6 +20,7 @@ from cncmon_core.events import Event, encode_event
 from cncmon_core.frames import join
 from cncmon_core.watermark import Watermark, decode_watermark
 from cncmon_ingest import dlq, leader
+from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.errors import NotConnectedError, OutageError
@@ -85,7 +86,7 @@ async def test_delivery_b1_what_is_at_or_under_the_watermark_is_not_new(
 ) -> None:
     store = Store(await connect(postgres_dsn), datetime.now(UTC))
     await store.write([message(seq, [frame(seq)]) for seq in (1, 2, 3)])
-    assert await leader.advance(database) == {names.Origin("hall", "e1")}
+    assert await advance(database) == {names.Origin("hall", "e1")}
     assert await count(database, "ledger") == 0, "pruned"
     outcome = await store.write([message(seq, [frame(seq)]) for seq in (2, 3, 4)])
     assert [m.identity and m.identity.seq for m in outcome.new] == [4]

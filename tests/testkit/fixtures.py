@@ -111,7 +111,8 @@ class Databases:
 
 
 _EMPTY = """
-TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events RESTART IDENTITY;
+TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events, edges, edge_epochs
+    RESTART IDENTITY;
 UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cncmon_agent.batch import Batch, make
+from cncmon_agent.batch import Batch, Source, make
 from cncmon_agent.settings import AgentSettings
 from cncmon_core.machine import API_VERSION, Connection, Machine, MachineSpec, Metadata, ModbusConnection, Signal
 
@@ -21,10 +21,19 @@ MakeMachine = Callable[..., Machine]
 
 @pytest.fixture
 def batch_of() -> MakeBatch:
-    """Return a maker of small batches; `size` is that of its one frame."""
+    """Return a maker of small batches; `size` is that of its one frame, unless `frames` are given."""
 
-    def of(seq: int, size: int = 10, *, epoch: int = 77, kind: Any = "samples", created_s: float = 0.0) -> Batch:
-        return make(epoch, seq, seq - 1, kind, [b"x" * size], 1, created_s)
+    def of(
+        seq: int,
+        size: int = 10,
+        *,
+        epoch: int = 77,
+        kind: Any = "samples",
+        created_ms: int = 0,
+        frames: list[bytes] | None = None,
+        source: Source | None = None,
+    ) -> Batch:
+        return make(epoch, seq, seq - 1, kind, frames or [b"x" * size], 1, created_ms, source)
 
     return of
 

@@ -12,35 +12,14 @@ from typing import Any
 import pytest
 
 from cncmon_agent import poller as module
-from cncmon_agent.batcher import Batcher
-from cncmon_agent.buffer.hot import HotBuffer
-from cncmon_agent.clock import Clock
 from cncmon_agent.poller import Poller
-from cncmon_agent.settings import AgentSettings
 from cncmon_core import machine_files
 from cncmon_core.sample import Sample
 from cncmon_simulator import Settings, Simulator, documents, poll_log, running
 from cncmon_simulator.faults import Fault, parse
+from testkit.recorder import Recorder, right_clock, until
 
 INTERVAL_S = 0.05
-
-
-class Recorder(Batcher):
-    """A batcher that remembers each sample and the monotonic time at which it came."""
-
-    def __init__(self, settings: AgentSettings) -> None:
-        super().__init__(settings, 77, HotBuffer(1000, 1 << 24), None)
-        self.taken: list[tuple[float, Sample]] = []
-
-    def add(self, sample: Sample) -> None:
-        self.taken.append((time.monotonic(), sample))
-        super().add(sample)
-
-    def of(self, name: str) -> list[Sample]:
-        return [sample for _, sample in self.taken if sample.machine_id == name]
-
-    def times(self, name: str) -> list[float]:
-        return [at_s for at_s, sample in self.taken if sample.machine_id == name]
 
 
 class Plant:
@@ -87,7 +66,7 @@ def plant(tmp_path: Path, settings_of) -> Run:
             machines.write_text(machines.read_text().replace("modbus:", f"modbus:\n      timeoutMs: {timeout_ms}"))
             found = machine_files.load([machines])
             assert not found.problems
-            recorder, clock = Recorder(settings), Clock()
+            recorder, clock = Recorder(), right_clock()
             pollers = {name: Poller(m, settings, recorder, clock) for name, m in found.machines.items()}
             tasks = [asyncio.create_task(poller.run()) for poller in pollers.values()]
             try:
@@ -99,12 +78,6 @@ def plant(tmp_path: Path, settings_of) -> Run:
         assert [r for r in results if not isinstance(r, asyncio.CancelledError)] == []
 
     return run
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 ONE, TWO = "cnc-001", "cnc-002"

@@ -15,7 +15,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AcceptedLog:
-    """JSON lines: `{"epoch","seq","kind","base","samples"}` at acceptance, `{"epoch","seq","acked"}` at the PubAck.
+    """JSON lines: `{"epoch","seq","kind","base","samples"}` at acceptance, `{"epoch","seq","acked"}` at the PubAck,
+    `{"epoch","synced"}` after each sync: everything up to that seq survives a power cut.
 
     Each line is given to the operating system at once, so that it survives a kill -9 of the agent.
     """
@@ -30,10 +31,14 @@ class AcceptedLog:
         line = {"epoch": name.epoch, "seq": name.seq, "kind": name.kind, "base": name.base, "samples": marks}
         self._file.write(_encode(line) + b"\n")
 
-    def acked(self, batch: Batch, stream_seq: int) -> None:
+    def acked(self, epoch: int, seq: int, stream_seq: int) -> None:
         """Record that the stream has a batch."""
-        line = {"epoch": batch.identity.epoch, "seq": batch.identity.seq, "acked": stream_seq}
+        line = {"epoch": epoch, "seq": seq, "acked": stream_seq}
         self._file.write(_encode(line) + b"\n")
+
+    def synced(self, epoch: int, seq: int) -> None:
+        """Record up to which seq the disk has everything."""
+        self._file.write(_encode({"epoch": epoch, "synced": seq}) + b"\n")
 
     def close(self) -> None:
         """Close the file."""

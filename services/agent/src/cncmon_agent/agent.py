@@ -2,152 +2,263 @@
 
 import asyncio
 import gc
-import math
+import random
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
 
 from nats.aio.client import Client
-from prometheus_client import Counter
 
 from cncmon_agent import heartbeat
 from cncmon_agent.accepted_log import AcceptedLog
+from cncmon_agent.batch import Source
 from cncmon_agent.batcher import Batcher
-from cncmon_agent.buffer.hot import HotBuffer
+from cncmon_agent.buffer import Buffer
+from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.clock import Clock
+from cncmon_agent.closings import Closings
+from cncmon_agent.config.follower import ConfigFollower
+from cncmon_agent.control import Controller, ControlSettings
+from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
-from cncmon_agent.epochs import Epochs
+from cncmon_agent.durable_file import DurableFile
+from cncmon_agent.epochs import Epoch, Epochs
+from cncmon_agent.errors import FolderError, FolderInUseError
+from cncmon_agent.folder import DataFolder
+from cncmon_agent.gaps import GapTeller
+from cncmon_agent.governor import SLOT_S, Governor
 from cncmon_agent.heartbeat import Heartbeat
-from cncmon_agent.poller import Poller
+from cncmon_agent.machines import MachineSet
+from cncmon_agent.mover import Mover
 from cncmon_agent.publish import Publisher
+from cncmon_agent.server_time import ask_time
 from cncmon_agent.settings import AgentSettings
-from cncmon_core import logs, machine_files, names
-from cncmon_core.events import EPOCH_CLOSED, Event, encode_event
-from cncmon_core.machine import Machine
+from cncmon_agent.spool_care import SpoolCare
+from cncmon_agent.storage import Storage
+from cncmon_agent.time_floor import TimeFloor
+from cncmon_agent.time_source import SystemTime, TimeSource
+from cncmon_agent.unstamped import Intake
+from cncmon_agent.without_time import make_unstamped
+from cncmon_core import logs, names
 from cncmon_core.nats_link import NatsLink
 
 log = logs.get(__name__)
 
-GOLDEN: float = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, spread evenly however many there are: the machines' phases within an interval."""
+UPKEEP_S = 1.0
 
-
-RESTARTS = Counter("cncmon_edge_poller_restarts", "Machine tasks begun again after a fault of our own.")
-
-RESTART_S = 5.0
-
-
-async def _supervised(poller: Poller) -> None:
-    """Run one machine's task for ever: a fault of ours in it must not take the other machines along."""
-    while True:
-        try:
-            await poller.run()
-        except Exception:
-            log.exception("a machine's task failed and is begun again", machine=poller.report.id)
-            RESTARTS.inc()
-            poller.report.error = "internal error, see the agent's log"
-        await asyncio.sleep(RESTART_S)
+STUCK_S = 60.0
+"""A publish loop or a sync that has not turned for so long, while it should, is dead: only a restart helps then."""
 
 
 class Agent:
     """One edge. `run` until told to stop."""
 
-    def __init__(self, settings: AgentSettings, link: NatsLink) -> None:
-        """Prepare everything that needs no network.
+    def __init__(self, settings: AgentSettings, link: NatsLink, source: TimeSource | None = None) -> None:
+        """Prepare everything that needs no network. source: the machine's clocks, for tests.
 
         Raises:
-            OSError: the data folder can't be used.
+            FolderError: another agent runs on the data folder, or it can't be used and the settings demand it.
+            SpoolError: the same of the folder of batches.
         """
         self._settings = settings
         self._link = link
         self._started_s = time.monotonic()
-        self._clock = Clock()
-        self.epochs = Epochs(Path(settings.data_dir))
+        self._problems: list[str] = []
+        self._folder = self._open_folder()
+        path = self._folder.path if self._folder else None
+        self.epochs = Epochs(path, settings.site, settings.edge)
         if self.epochs.unreadable:
             log.warning("the epochs file could not be read: earlier epochs are not closed by this edge")
         self._record = AcceptedLog(Path(settings.accepted_log)) if settings.accepted_log else None
-        self.buffer = HotBuffer(settings.buffer_batches_max, settings.buffer_bytes_max)
-        self.batcher = Batcher(settings, self.epochs.current.epoch, self.buffer, self._record)
-        self.delivery = Delivery(self.buffer, self.epochs.current, settings.duplicate_window_s)
-        self.publisher = Publisher(settings, self.buffer, self.batcher, self.delivery, self._record)
-        self._closing_seq: int | None = None
-        found = machine_files.load([Path(path) for path in settings.machines])
-        self._problems = [str(problem) for problem in found.problems]
-        for problem in self._problems:
-            log.error("machine document left out", problem=problem)
-        mine = [m for m in found.machines.values() if (m.spec.site, m.spec.edge) == (settings.site, settings.edge)]
-        self.pollers = [self._poller(index, machine) for index, machine in enumerate(mine)]
-        log.info("agent made", epoch=self.epochs.current.epoch, machines=len(mine), left_out=len(self._problems))
+        source = source or SystemTime()
+        floor = TimeFloor(source, DurableFile(path / "time.json") if path else None)
+        self.clock = Clock(source, floor, trust=settings.clock_trusted, wait_s_max=settings.clock_wait_s_max)
+        current = self.epochs.current
+        self.storage = Storage(settings, current.epoch, path, self._record)
+        self.batcher = Batcher(settings, current.epoch, self.storage.buffer, self._record, self.clock.now)
+        self.unstamped, spool = make_unstamped(settings, self.clock, path)
+        self._unstamped_care = SpoolCare("unstamped", spool, settings.sync_interval_ms) if spool is not None else None
+        self.mover = Mover(self.unstamped, _MainLog(self.batcher, self.storage), current.epoch)
+        self.deliveries = Deliveries(
+            self.storage.buffer, current, settings.duplicate_window_s, self.epochs.stream_created
+        )
+        self._pin(self.deliveries.current)
+        self.publisher = Publisher(settings, self.batcher, self.deliveries, self._record, self.mover.holds)
+        self.gaps = GapTeller(self.deliveries, self.batcher, self.mover, self.clock.now)
+        self.closings = Closings(self.epochs, self.deliveries, self.batcher, self.clock.now)
+        self.governor = Governor(
+            Controller(control_settings(settings), random.Random()),  # noqa: S311 jitter is no secret
+            self.publisher,
+            self.deliveries,
+            self.storage,
+            lambda: self.batcher.online,
+        )
+        self.machines = MachineSet(settings, Intake(self.clock, self.batcher, self.unstamped), self.clock)
+        self.config = ConfigFollower(settings, path, self.machines.apply)
+        log.info("agent made", epoch=current.epoch, earlier_epochs=len(self.epochs.open))
 
-    def _poller(self, index: int, machine: Machine) -> Poller:
-        phase_s = (index * GOLDEN % 1.0) * machine.spec.poll_interval_ms / 1000
-        return Poller(machine, self._settings, self.batcher, self._clock, phase_s)
+    def stuck(self) -> str | None:
+        """Liveness: whether publishing stands still though there is a connection. Not being connected is no fault."""
+        still_s = time.monotonic() - self.publisher.turned_s
+        if not self.batcher.online or still_s < STUCK_S:
+            return None
+        return f"nothing was published, nor looked at, for {still_s:.0f} s"
+
+    def _open_folder(self) -> DataFolder | None:
+        try:
+            return DataFolder(Path(self._settings.data_dir))
+        except FolderInUseError:
+            raise
+        except FolderError as error:
+            if self._settings.spool == "required":
+                raise
+            self._problems.append(f"{error}: nothing survives a restart")
+            log.error("nothing survives a restart", reason=str(error))
+            return None
+
+    def _pin(self, delivery: Delivery) -> None:
+        epoch = delivery.epoch.epoch
+        delivery.pinned_from = lambda: self.mover.pinned_from(epoch)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Read and publish until told to stop; then cut the last batch and deliver what is there."""
-        self._close_earlier_epochs()
+        """Read and publish until told to stop; then cut the last batch, deliver what can be, and sync."""
+        await self.config.start()
         # What is made up to here lives as long as the process: no use in looking at it in every collection.
         gc.collect()
         gc.freeze()
         async with asyncio.TaskGroup() as group:
-            link = group.create_task(self._link.run(self._session))
-            keeping = group.create_task(self._keep())
-            polling = [group.create_task(_supervised(poller)) for poller in self.pollers]
+            machines = group.create_task(self.machines.run())
+            others = [
+                group.create_task(self._link.run(self._session)),
+                group.create_task(self.storage.run()),
+                group.create_task(self._recover()),
+                group.create_task(self.mover.run()),
+                *([group.create_task(self._unstamped_care.run())] if self._unstamped_care else []),
+                group.create_task(self._govern()),
+                group.create_task(self._keep()),
+            ]
             await stop.wait()
-            for task in polling:
-                task.cancel()
-            await asyncio.gather(*polling, return_exceptions=True)
+            machines.cancel()
+            await asyncio.wait([machines])
+            self.unstamped.cut()
             self.batcher.cut()
             await self._drain()
-            link.cancel()
-            keeping.cancel()
-        self._save()
+            for task in others:
+                task.cancel()
+        await self._close()
+
+    async def _close(self) -> None:
+        await asyncio.to_thread(self.storage.close)
+        if self._unstamped_care is not None:
+            await asyncio.to_thread(self._unstamped_care.close)
+        self._note_synced()
+        await self._save()
         if self._record is not None:
             self._record.close()
-        left = self.buffer.stats()
-        log.info("agent stopped", undelivered_samples=left.samples if self.delivery.unacknowledged() else 0)
+        if self._folder is not None:
+            self._folder.close()
+        log.info("agent stopped", kept_batches=self.deliveries.unacknowledged())
 
     async def _session(self, client: Client) -> None:
-        await self.publisher.session(client, self._beat)
+        self.clock.go(online=True)
+        self.gaps.go(online=True)
+        self.unstamped.go(online=True)
+        try:
+            await self.publisher.session(client, self._beat, self.config.follow, self._hear_time)
+        finally:
+            self.unstamped.go(online=False)
+            self.gaps.go(online=False)
+            self.clock.go(online=False)
+
+    async def _hear_time(self, client: Client) -> None:
+        """Compare our clock with the server's at each connection, and again as long as time is not known."""
+        while True:
+            if (heard := await ask_time(client)) is not None:
+                self.clock.heard(*heard)
+            if self.clock.known:
+                return
+            await asyncio.sleep(self._settings.watermark_poll_ms / 1000)
 
     async def _drain(self) -> None:
-        """Wait until the stream has every batch, as long as there is a connection and the time is not out."""
+        """Wait until the stream has what was read last, as long as there is a connection and the time is not out.
+
+        Nothing is lost otherwise, where there is a disk; it comes with the next start then.
+        """
         deadline_s = time.monotonic() + self._settings.drain_s_max
-        while self.delivery.unacknowledged() and time.monotonic() < deadline_s:
+        current = self.deliveries.current
+        while current.unacknowledged() and time.monotonic() < deadline_s and (self.batcher.online or not self._disk):
             self.publisher.progress.clear()
             try:
                 await asyncio.wait_for(self.publisher.progress.wait(), 0.1)
             except TimeoutError:
                 continue
 
-    def _close_earlier_epochs(self) -> None:
-        """Say of every earlier epoch that it will not grow; said again at each start until the database has it."""
-        now = datetime.now(UTC)
-        events = [
-            Event(
-                EPOCH_CLOSED,
-                now,
-                data={"epoch": epoch.epoch, "last_seq": epoch.acked_seq, "samples": epoch.acked_samples},
-            )
-            for epoch in self.epochs.open
-        ]
-        if events:
-            self._closing_seq = self.batcher.add_events([encode_event(event) for event in events])
+    @property
+    def _disk(self) -> bool:
+        return self.storage.spool is not None
+
+    async def _recover(self) -> None:
+        """Once everything on disk is known: drain earlier epochs, close them, and move what had no time."""
+        await self.storage.wait_recovered()
+        left = dict(self.storage.spool.earlier) if self.storage.spool is not None else {}
+        known = {epoch.epoch for epoch in self.epochs.open}
+        for number, found in left.items():
+            if number not in known:
+                # The epochs file was lost: what is not there any more may well be in the database.
+                self.epochs.open.append(Epoch(number, freed_seq=found.range()[0] - 1))
+        for epoch in self.epochs.open:
+            buffer: Buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
+            note_end(epoch, buffer)
+            self._pin(self.deliveries.add_earlier(buffer, epoch))
+        self.publisher.wake()
+        self.closings.say()
+        if self._unstamped_care is not None:
+            await self._unstamped_care.recovered.wait()
+        self.mover.recovered(await _sources(left.values()) if self.unstamped.spool.earlier else [])
+
+    async def _govern(self) -> None:
+        while True:
+            self.governor.step()
+            await asyncio.sleep(SLOT_S)
 
     async def _keep(self) -> None:
-        """Look after what changes slowly: the clock, the epochs file, the closings that are confirmed."""
+        """Look after what changes slowly: the clock, the epochs file, gaps, and what is delivered to its end."""
+        saved_s = time.monotonic()
         while True:
-            await asyncio.sleep(self._settings.state_save_ms / 1000)
-            if self._clock.follow():
-                log.warning("the wall clock was set")
-            self._save()
+            await asyncio.sleep(min(UPKEEP_S, self._settings.state_save_ms / 1000))
+            if self.clock.follow():
+                log.warning("the wall clock was set", steps=self.clock.steps)
+            if self.storage.recovered:
+                self.gaps.step()
+                for epoch in self.closings.step():
+                    if self.storage.spool is not None:
+                        self.storage.spool.forget(epoch)
+            if time.monotonic() - saved_s >= self._settings.state_save_ms / 1000:
+                saved_s = time.monotonic()
+                self._note_synced()
+                await self._save()
 
-    def _save(self) -> None:
-        if self._closing_seq is not None and (self.delivery.watermark or 0) >= self._closing_seq:
-            self.epochs.confirm_closed({epoch.epoch for epoch in self.epochs.open})
-            self._closing_seq = None
+    def _note_synced(self) -> None:
+        """Bring the epoch up to what is synced: that much a later start will say was there."""
+        current = self.epochs.current
+        self.epochs.stream_created = self.deliveries.stream_created
+        for delivery in self.deliveries:
+            delivery.settle()
+        if not self._disk:
+            # What is only in memory is not promised: the epoch ends, if it does, where the stream has it.
+            current.last_seq, current.last_samples = current.acked_seq, current.acked_samples
+        elif (batch := self.storage.buffer.get(self.storage.synced_seq)) is not None:
+            current.last_seq, current.last_samples = batch.identity.seq, batch.identity.base + batch.samples
+        elif current.freed_seq >= current.last_seq:
+            current.last_seq, current.last_samples = current.freed_seq, current.freed_samples
+
+    async def _save(self) -> None:
+        content = self.epochs.changes()
         try:
-            self.epochs.save()
+            if content is not None:
+                await asyncio.to_thread(self.epochs.write, content)
+            if self._folder is not None:
+                await asyncio.to_thread(self.clock.floor.keep)
         except OSError as error:
             log.error("the epochs file can't be written", error=str(error))
 
@@ -163,7 +274,7 @@ class Agent:
 
     def heartbeat(self) -> Heartbeat:
         """Return what there is to say now."""
-        reports = [poller.report for poller in self.pollers]
+        reports = self.machines.reports()
         for state in ("connecting", "connected", "offline"):
             heartbeat.MACHINES.labels(state).set(sum(report.state == state for report in reports))
         return Heartbeat(
@@ -172,15 +283,63 @@ class Agent:
             site=self._settings.site,
             edge=self._settings.edge,
             epoch=self.epochs.current.epoch,
-            epochs=[
-                heartbeat.EpochReport(epoch.epoch, epoch.acked_seq, epoch.freed_seq, epoch.acked_samples)
-                for epoch in (*self.epochs.open, self.epochs.current)
-            ],
-            time=datetime.now(UTC),
+            epochs=[heartbeat.epoch_report(delivery) for delivery in self.deliveries],
+            time=self.clock.now(),
             uptime_s=round(time.monotonic() - self._started_s, 1),
-            buffer=heartbeat.buffer_report(self.buffer, self.delivery.unacknowledged()),
+            buffer=heartbeat.buffer_report(self.storage, self.deliveries, self.governor.decision, self.clock.now()),
             samples_accepted=self.batcher.samples,
+            samples_refused=self.batcher.refused,
             stream_error=self.publisher.stream_error,
             machines=reports,
-            problems=self._problems,
+            config=self.config.report,
+            clock=heartbeat.ClockReport(self.clock.known, self.unstamped.samples(), self.clock.steps),
+            problems=[*self._problems, *([self.storage.memory_only] if self.storage.memory_only else [])],
         )
+
+
+def note_end(epoch: Epoch, buffer: Buffer) -> None:
+    """Write down where an earlier epoch ended: at what is recovered, unless more was known to be synced or taken."""
+    first, end = buffer.range()
+    ends = [(epoch.last_seq, epoch.last_samples), (epoch.acked_seq, epoch.acked_samples)]
+    if first < end and (last := buffer.get(end - 1)) is not None:
+        ends.append((last.identity.seq, last.identity.base + last.samples))
+    epoch.last_seq, epoch.last_samples = max(ends)
+
+
+async def _sources(left: Iterable[Buffer]) -> list[Source]:
+    """Return from which samples without time batches on disk were made; reads all of them."""
+    found = []
+    for buffer in left:
+        for number, batch in enumerate(buffer):
+            if batch.source is not None:
+                found.append(batch.source)
+            if number % 64 == 0:
+                await asyncio.sleep(0)
+    return found
+
+
+class _MainLog:
+    """Where samples go that got their time late."""
+
+    def __init__(self, batcher: Batcher, storage: Storage) -> None:
+        self._batcher = batcher
+        self._storage = storage
+
+    @property
+    def batch_bytes_max(self) -> int:
+        return self._batcher.batch_bytes_max
+
+    def add_stamped(self, parts: list[bytes], source: Source) -> int | None:
+        return self._batcher.add_stamped(parts, source)
+
+    async def synced(self, seq: int) -> None:
+        await self._storage.synced(seq)
+
+
+def control_settings(settings: AgentSettings) -> ControlSettings:
+    """Return the controller's settings: what is a matter of the place, from ours."""
+    return ControlSettings(
+        replay_bytes_per_s_max=settings.replay_bytes_per_s_max,
+        horizon_h=settings.horizon_h,
+        cpu_share_budget=settings.cpu_share_budget,
+    )

@@ -1,160 +1,219 @@
-"""What is known of each batch's way: published, taken by the stream, in the database. Rules A4 and A5, without I/O.
+"""What is known of each batch's way: published, taken by the stream, in the database. Rules A4, A5 and A7, without I/O.
 
 A batch is freed only when the database has everything up to it and the stream has acknowledged it to us. It is
 published again only on evidence that the stream lost it; a database that stands still for hours is no evidence.
 """
 
 import heapq
-from collections.abc import Callable
-from enum import Enum
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final
-
-import msgspec
 
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.epochs import Epoch
-from cncmon_core.watermark import Watermark
-
-
-class State(Enum):
-    """Where a batch is on its way to the stream."""
-
-    WAITING = "waiting"
-    IN_FLIGHT = "in flight"
-    TAKEN = "taken"
-
-
-class Sent(msgspec.Struct):
-    """One batch's way. stream_seq: where the stream put it; taken_s: when, monotonic."""
-
-    state: State = State.WAITING
-    stream_seq: int = 0
-    taken_s: float = 0.0
-
+from cncmon_agent.ways import Ways
 
 MARGIN_S: Final = 5.0
 """Added to the duplicate window: the server's clock for it starts when it stored the message, a little after ours."""
 
 
 class Delivery:
-    """The ways of all batches in a buffer of one epoch."""
+    """The ways of all batches of one epoch, in two lanes.
 
-    def __init__(self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float) -> None:
-        self._buffer = buffer
-        self._epoch = epoch
+    Live: what is appended after `go_live`, the beginning of a connection. Backlog: what was waiting by then, and what
+    must be sent again. An earlier epoch has a backlog only.
+    """
+
+    def __init__(self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float, now_s: float = 0.0) -> None:
+        """now_s: what the last run of the agent knew to be taken counts as taken at this moment, monotonic."""
+        self.buffer = buffer
+        self.epoch = epoch
+        self.watermark: int | None = None
+        self.pinned_from: Callable[[], int | None] = lambda: None
+        """The first seq that may not be freed yet, or None (rule A8: it was moved here and that is not noted)."""
+        self.resent = 0
         self._window_s = duplicate_window_s + MARGIN_S
-        self._sent: dict[int, Sent] = {}
+        self._ways = Ways()
+        self._in_flight: set[int] = set()
         self._again: list[int] = []
-        self._next, _ = buffer.range()
-        self._reach = self._next - 1
-        self._highest_taken = 0
-        self._told: Watermark | None = None
-        self._resent = 0
+        self._postponed: list[int] = []
+        self._closed: deque[tuple[int, int]] = deque()
+        first, end = buffer.range()
+        self._reach = first - 1
+        self._next_live = first
+        if epoch.acked_stream_seq:
+            # Not where each of them is, but that all are at or under this place: enough for evidence against it.
+            for seq in range(first, min(epoch.acked_seq + 1, end)):
+                self._ways.take(seq, epoch.acked_stream_seq, now_s)
+                self._next_live = seq + 1
+        self._advance()
 
-    @property
-    def resent(self) -> int:
-        """Batches that were published again because the stream had lost them."""
-        return self._resent
-
-    @property
-    def watermark(self) -> int | None:
-        """Up to which seq the database has this epoch; None: unknown, which is not zero."""
-        return None if self._told is None else self._told.epochs.get(self._epoch.epoch)
+    def go_live(self) -> None:
+        """A connection begins: what is waiting now is backlog, what comes from now on is live."""
+        _, end = self.buffer.range()
+        if self._next_live < end:
+            self._closed.append((self._next_live, end))
+        self._next_live = max(self._next_live, end)
 
     def unacknowledged(self) -> int:
         """How many batches the stream has not acknowledged."""
-        _, end = self._buffer.range()
-        return (end - self._next) + sum(sent.state is not State.TAKEN for sent in self._sent.values())
+        _, end = self.buffer.range()
+        return max(0, end - self._next_live) + self.backlog() + len(self._in_flight)
 
-    def next_to_publish(self) -> int | None:
-        """Return the seq to publish next and count it as in flight; None when there is none.
+    def backlog(self) -> int:
+        """How many batches wait in the backlog lane."""
+        return sum(to - at for at, to in self._closed) + len(self._again) + len(self._postponed)
+
+    def next_live(self) -> int | None:
+        """Return the next live seq to publish and count it as in flight; None when there is none."""
+        _, end = self.buffer.range()
+        if self._next_live >= end:
+            return None
+        seq, self._next_live = self._next_live, self._next_live + 1
+        self._in_flight.add(seq)
+        return seq
+
+    def next_backlog(self) -> int | None:
+        """Return the next seq of the backlog, oldest first, and count it as in flight; None when there is none.
 
         What must be sent again goes first: it is the oldest, and what holds the watermark back.
         """
         while self._again:
             seq = heapq.heappop(self._again)
-            sent = self._sent.get(seq)
-            if sent is not None and sent.state is State.WAITING:
-                sent.state = State.IN_FLIGHT
+            if seq not in self._ways and seq not in self._in_flight and self._held(seq):
+                self._in_flight.add(seq)
                 return seq
-        _, end = self._buffer.range()
-        if self._next >= end:
-            return None
-        seq, self._next = self._next, self._next + 1
-        self._sent[seq] = Sent(State.IN_FLIGHT)
-        return seq
+        first, _ = self.buffer.range()
+        while self._closed:
+            at, to = self._closed.popleft()
+            at = max(at, first)
+            if at + 1 < to:
+                self._closed.appendleft((at + 1, to))
+            if at < to:
+                self._in_flight.add(at)
+                return at
+        return None
+
+    def _held(self, seq: int) -> bool:
+        first, end = self.buffer.range()
+        return first <= seq < end
+
+    def gone(self, seq: int) -> None:
+        """A batch that was to be published is no longer held: dropped at the cap, or damaged on the disk."""
+        self._in_flight.discard(seq)
+        self._advance()
+
+    def postpone(self, seq: int) -> None:
+        """A batch may not be published yet."""
+        self._in_flight.discard(seq)
+        self._postponed.append(seq)
+
+    def resume(self) -> None:
+        """Try what was postponed again."""
+        for seq in self._postponed:
+            heapq.heappush(self._again, seq)
+        self._postponed.clear()
 
     def failed(self, seq: int) -> None:
         """The publish was refused, or nothing was heard of it: it waits again. Publishing twice is harmless."""
-        sent = self._sent.get(seq)
-        if sent is not None and sent.state is State.IN_FLIGHT:
-            sent.state = State.WAITING
+        if seq in self._in_flight:
+            self._in_flight.discard(seq)
             heapq.heappush(self._again, seq)
 
     def connection_lost(self) -> None:
         """Nothing more will be heard of what is in flight."""
-        for seq in [seq for seq, sent in self._sent.items() if sent.state is State.IN_FLIGHT]:
+        for seq in sorted(self._in_flight):
             self.failed(seq)
 
-    def taken(self, seq: int, stream_seq: int, now_s: float, *, duplicate: bool) -> None:
-        """The stream acknowledged a batch.
+    def taken(self, seq: int, stream_seq: int, now_s: float) -> None:
+        """The stream acknowledged a batch."""
+        self._in_flight.discard(seq)
+        if self._held(seq):
+            self._ways.take(seq, stream_seq, now_s)
+        self._advance()
 
-        A fresh message at or under a sequence that was given out before means that the stream went back: what it gave
-        out from there on is lost.
+    def told(self, watermark: int) -> None:
+        """The database has this epoch up to a seq."""
+        self.watermark = watermark
+        self._advance()
+
+    def look_for_lost(self, floor: int, now_s: float) -> None:
+        """Send again what the consumers have passed without storing it, once the duplicate window lets it through.
+
+        What stands right above the watermark is certainly not stored. Above a hole of our own making (backlog that is
+        not sent yet) nothing can be said, so the look ends at the first batch of which nothing is known.
         """
-        if not duplicate and stream_seq <= self._highest_taken:
-            self._lost(lambda sent: sent.stream_seq >= stream_seq)
-            self._highest_taken = stream_seq
-        self._highest_taken = max(self._highest_taken, stream_seq)
-        sent = self._sent.get(seq)
-        if sent is not None:
-            sent.state, sent.stream_seq, sent.taken_s = State.TAKEN, stream_seq, now_s
-        self._free()
+        seq = max(self.watermark or 0, self._first() - 1) + 1
+        lost = []
+        while (way := self._ways.get(seq)) is not None and way[0] <= floor and now_s - way[1] > self._window_s:
+            lost.append(seq)
+            seq += 1
+        self._lost(lost)
 
-    def told(self, document: Watermark) -> None:
-        """The cloud side said how far it is. A lower seq of the same generation is old news and ignored."""
-        before = self._told
-        if before is not None:
-            if document.generation < before.generation:
-                return
-            known, said = before.epochs.get(self._epoch.epoch), document.epochs.get(self._epoch.epoch)
-            if document.generation == before.generation and known is not None and (said is None or said < known):
-                return
-            if document.stream_created != before.stream_created:
-                self._lost(lambda _sent: True)
-                self._highest_taken = 0
-        self._told = document
-        self._free()
+    def lost_from(self, stream_seq: int) -> None:
+        """The stream no longer has what it gave out from a sequence on (0: anything)."""
+        above = self.watermark or 0
+        self._lost(seq for seq in self._ways.at_or_above(stream_seq) if seq > above)
+        if not stream_seq:
+            self.epoch.acked_stream_seq = 0
 
-    def look_for_lost(self, now_s: float) -> None:
-        """Send again what the consumers have passed without storing it, once the duplicate window lets it through."""
-        if self._told is None:
-            return
-        floor, watermark = self._told.committed_floor, self.watermark or 0
-        self._lost(
-            lambda sent: sent.stream_seq <= floor and now_s - sent.taken_s > self._window_s,
-            above=watermark,
-        )
+    def _lost(self, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            self._ways.forget(seq)
+            heapq.heappush(self._again, seq)
+            self._reach = min(self._reach, seq - 1)
+            self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)
+            self.resent += 1
 
-    def _lost(self, is_lost: Callable[[Sent], bool], above: int = 0) -> None:
-        for seq, sent in self._sent.items():
-            if sent.state is State.TAKEN and seq > above and is_lost(sent):
-                sent.state = State.WAITING
-                heapq.heappush(self._again, seq)
-                self._reach = min(self._reach, seq - 1)
-                self._resent += 1
+    def missing(self) -> list[tuple[int, int]]:
+        """Return the ranges of seqs that are neither held nor known to be in the database: the gaps (rule A7).
 
-    def _free(self) -> None:
-        while (sent := self._sent.get(self._reach + 1)) is not None and sent.state is State.TAKEN:
-            self._reach += 1
-            if self._reach > self._epoch.acked_seq:
-                batch = self._buffer.get(self._reach)
-                self._epoch.acked_seq = self._reach
-                self._epoch.acked_samples += batch.samples if batch else 0
-        first, _ = self._buffer.range()
-        up_to = min(self._reach, self.watermark or 0)
+        Derived and never remembered: nothing that is dropped or damaged can be forgotten between two saves.
+        """
+        known = max(self.epoch.freed_seq, self.watermark or 0)
+        first, end = self.buffer.range()
+        # Before what is held, within it, and behind it where a synced end was damaged.
+        ranges = [(1, first - 1), *self.buffer.holes(), (end, self.epoch.last_seq)]
+        return [(max(low, known + 1), high) for low, high in ranges if high >= low and high > known]
+
+    def done(self) -> bool:
+        """Whether nothing of this epoch is left to be delivered or declared."""
+        first, end = self.buffer.range()
+        return first == end and max(self.watermark or 0, self.epoch.freed_seq) >= self.epoch.last_seq
+
+    def settle(self) -> None:
+        """Bring the epoch's sample counts up to its seqs: done before they are saved, not for every batch."""
+        if (batch := self.buffer.get(self.epoch.acked_seq)) is not None:
+            self.epoch.acked_samples = batch.identity.base + batch.samples
+
+    def _first(self) -> int:
+        return self.buffer.range()[0]
+
+    def _advance(self) -> None:
+        """Move over what is taken (or no longer held, which nobody will acknowledge), and free what may be freed."""
+        first, _ = self.buffer.range()
+        reach = max(self._reach, first - 1)
+        holes: list[tuple[int, int]] | None = None
+        while True:
+            if (way := self._ways.get(reach + 1)) is not None:
+                reach += 1
+                self.epoch.acked_stream_seq = max(self.epoch.acked_stream_seq, way[0])
+                continue
+            holes = self.buffer.holes() if holes is None else holes
+            hole = next((high for low, high in holes if low <= reach + 1 <= high), None)
+            if hole is None:
+                break
+            reach = hole
+        self._reach = reach
+        self.epoch.acked_seq = max(self.epoch.acked_seq, reach)
+        up_to = min(reach, self.watermark or 0)
+        if (pinned := self.pinned_from()) is not None:
+            up_to = min(up_to, pinned - 1)
         if up_to >= first:
-            self._buffer.free(up_to)
-            for seq in range(first, up_to + 1):
-                self._sent.pop(seq, None)
-            self._epoch.freed_seq = up_to
+            if (last := self.buffer.get(up_to)) is not None:
+                self.epoch.freed_samples = last.identity.base + last.samples
+                if up_to >= self.epoch.acked_seq:
+                    self.epoch.acked_samples = self.epoch.freed_samples
+            self.buffer.free(up_to)
+            self._ways.drop(up_to)
+            self.epoch.freed_seq = max(self.epoch.freed_seq, up_to)

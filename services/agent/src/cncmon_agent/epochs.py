@@ -4,7 +4,6 @@ An epoch is drawn and synced at every start before anything is published under i
 batches that this disk has forgotten, and a number used again would clash with them (rule A1 of docs/delivery.md).
 """
 
-import os
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cncmon_agent.durable_file import DurableFile
 from cncmon_core.identity import EPOCH_MAX
 
 FILE = "epochs.json"
@@ -23,65 +23,88 @@ the oldest are given up, and the cloud side finds them abandoned.
 
 
 class Epoch(msgspec.Struct, omit_defaults=True):
-    """One start of the agent. acked: what the stream has taken without a hole; freed: what the database has."""
+    """One start of the agent; each `samples` counts those of the epoch up to the seq of the same name.
+
+    last: what is accepted and synced. acked: what the stream has taken without a hole, all of it at or under
+    `acked_stream_seq` in the stream. freed: what the database has.
+    """
 
     epoch: Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
+    last_seq: Annotated[int, Meta(ge=0)] = 0
+    last_samples: Annotated[int, Meta(ge=0)] = 0
     acked_seq: Annotated[int, Meta(ge=0)] = 0
     acked_samples: Annotated[int, Meta(ge=0)] = 0
+    acked_stream_seq: Annotated[int, Meta(ge=0)] = 0
     freed_seq: Annotated[int, Meta(ge=0)] = 0
+    freed_samples: Annotated[int, Meta(ge=0)] = 0
+    closed: bool = False
 
 
 class EpochsFile(msgspec.Struct):
-    """The file's content. `open` holds earlier epochs whose closing the database has not confirmed yet."""
+    """The file's content.
+
+    open: earlier epochs that are not delivered to their end, or whose closing the database has not confirmed yet.
+    stream_created: when the stream was made whose acknowledgements these are. site, edge: for people and exports.
+    """
 
     current: Epoch
     open: list[Epoch] = []
+    stream_created: str = ""
+    site: str = ""
+    edge: str = ""
 
 
 class Epochs:
     """The current epoch and the earlier ones, kept on disk."""
 
-    def __init__(self, folder: Path) -> None:
-        """Draw a new epoch and sync it to disk.
+    def __init__(self, folder: Path | None, site: str = "", edge: str = "") -> None:
+        """Draw a new epoch and sync it to disk; without a folder it is kept in memory, and nobody closes it.
 
         Raises:
             OSError: the folder can't be written; nothing may be published then.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / FILE
+        self._file = DurableFile(folder / FILE) if folder is not None else None
         earlier = self._read()
-        unconfirmed = [*earlier.open, earlier.current][-OPEN_MAX:] if earlier else []
         self.current = Epoch(secrets.randbelow(EPOCH_MAX) + 1)
-        self.open = unconfirmed
-        self.unreadable = earlier is None and self._path.exists()
+        self.open = [*earlier.open, earlier.current][-OPEN_MAX:] if earlier else []
+        self.stream_created = earlier.stream_created if earlier else ""
+        self.unreadable = earlier is None and self._file is not None and self._file.path.exists()
+        self._where = site, edge
         self._saved = b""
         self.save()
 
-    def confirm_closed(self, epochs: set[int]) -> None:
-        """Forget earlier epochs whose closing is in the database."""
-        self.open = [epoch for epoch in self.open if epoch.epoch not in epochs]
+    def forget(self, epoch: int) -> None:
+        """Forget an earlier epoch that is delivered, and whose closing is in the database."""
+        self.open = [known for known in self.open if known.epoch != epoch]
+
+    def changes(self) -> bytes | None:
+        """Return what is to be written, or None where nothing changed since it was."""
+        content = msgspec.json.encode(EpochsFile(self.current, self.open, self.stream_created, *self._where))
+        return None if content == self._saved else content
+
+    def write(self, content: bytes) -> None:
+        """Replace the file; from any thread, one at a time.
+
+        Raises:
+            OSError
+        """
+        if self._file is not None:
+            self._file.write(content)
+        self._saved = content
 
     def save(self) -> None:
-        """Write the file where it changed: to a new file, synced, renamed over the old one, the folder synced."""
-        content = msgspec.json.encode(EpochsFile(self.current, self.open))
-        if content == self._saved:
-            return
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        self._saved = content
+        """Write the file where it changed. Blocks for the disk.
+
+        Raises:
+            OSError
+        """
+        if (content := self.changes()) is not None:
+            self.write(content)
 
     def _read(self) -> EpochsFile | None:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=EpochsFile)
-        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            content = self._file.read() if self._file is not None else None
+            return None if content is None else msgspec.json.decode(content, type=EpochsFile)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # A damaged file costs the closings of earlier epochs, which the cloud side then finds abandoned.
             return None

@@ -7,6 +7,8 @@ import asyncio
 import sys
 
 from cncmon_agent.agent import Agent
+from cncmon_agent.buffer.errors import SpoolError
+from cncmon_agent.errors import FolderError
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import nats_link, service, settings
 from cncmon_core.monitor import Health
@@ -19,16 +21,29 @@ async def run_agent(health: Health, stop: asyncio.Event) -> None:
     agent = Agent(ours, link)
     health.ready_when("nats", link.check)
     health.ready_when("stream", lambda: agent.publisher.stream_error)
+    health.ready_when("buffer", lambda: agent.storage.memory_only if ours.spool != "off" else None)
+    health.live_when("publishing", agent.stuck)
+    health.live_when("machines", agent.machines.healthy)
     await agent.run(stop)
 
 
 def main() -> None:
-    """Run until SIGTERM."""
+    """Run until SIGTERM; or look at what is on disk (`cncmon-agent buffer`)."""
     parser = argparse.ArgumentParser(prog="cncmon-agent", description=__doc__, epilog=_epilog())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args()
+    commands = parser.add_subparsers(dest="command", metavar="[buffer …]")
+    if len(sys.argv) > 1:
+        # What runs for years has no need of it.
+        from cncmon_agent.inspect import command
+
+        command.add_parser(commands)
+    arguments = parser.parse_args()
+    if arguments.command is not None:
+        sys.exit(command.run(arguments))
     try:
         sys.exit(service.run("agent", run_agent))
+    except (FolderError, SpoolError) as error:
+        sys.exit(f"cncmon-agent: {error}")
     except OSError as error:
         sys.exit(f"cncmon-agent: the data folder can't be used: {error}")
 

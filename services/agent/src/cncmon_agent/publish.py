@@ -1,8 +1,15 @@
-"""Publishes the buffer to JetStream and listens for the watermark, for as long as a NATS connection lasts."""
+"""Publishes batches to JetStream and listens for the watermark, for as long as a NATS connection lasts.
+
+Two lanes: live batches at once, the backlog beside them at the pace that is given. Each has its own room in flight, so
+that a backlog of days delays no live batch by more than the server takes for it.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC
+from functools import partial
 
 import msgspec
 import nats.errors
@@ -16,17 +23,18 @@ from prometheus_client import Counter, Gauge, Histogram
 from cncmon_agent.accepted_log import AcceptedLog
 from cncmon_agent.batch import Batch
 from cncmon_agent.batcher import Batcher
-from cncmon_agent.buffer import Buffer
+from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
+from cncmon_agent.pace import CommitLag, Latency, Pace
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import logs, names
 from cncmon_core.frames import ENCODING_ZSTD, MAX_PAYLOAD_RESERVE_BYTES
-from cncmon_core.identity import subject_of
+from cncmon_core.identity import Kind, subject_of
 from cncmon_core.watermark import decode_watermark
 
 log = logs.get(__name__)
 
-PUBLISHED = Counter("cncmon_edge_batches_published", "Batches acknowledged by the stream.")
+PUBLISHED = Counter("cncmon_edge_batches_published", "Batches acknowledged by the stream.", ["lane"])
 PUBLISH_ERRORS = Counter("cncmon_edge_publish_errors", "Publishes refused or not acknowledged in time.")
 RESENT = Gauge("cncmon_edge_batches_resent", "Batches sent again because the stream had lost them.")
 PUBACK_SECONDS = Histogram(
@@ -36,55 +44,123 @@ PUBACK_SECONDS = Histogram(
 )
 
 WATCH_S = 0.5
-"""How often batches are looked through for those that the stream lost."""
+"""How often batches are looked through for those that the stream lost, and for acknowledgements that do not come."""
+
+PATIENCE = 4.0
+"""Acknowledgements may take this many times as long as they took lately before a batch is published again."""
+
+PATIENCE_S_MAX = 60.0
+
+QUIET_S = 0.05
+"""An acknowledgement that is out for less says nothing yet."""
 
 Task = Callable[[Client], Awaitable[None]]
 
 
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """A batch that is published and not acknowledged."""
+
+    delivery: Delivery
+    seq: int
+    kind: Kind
+    lane: "_Lane"
+    sent_s: float
+
+
+class _Lane:
+    """What a lane may have in flight."""
+
+    def __init__(self, name: str, in_flight_max: int) -> None:
+        self.published = PUBLISHED.labels(name)
+        self.room = asyncio.Semaphore(in_flight_max)
+        self.waiting = asyncio.Event()
+
+
 class Publisher:
-    """Carries batches from the buffer to the stream. `session` runs once for each NATS connection."""
+    """Carries batches from the buffers to the stream. `session` runs once for each NATS connection."""
 
     def __init__(
-        self, settings: AgentSettings, buffer: Buffer, batcher: Batcher, delivery: Delivery, record: AcceptedLog | None
+        self,
+        settings: AgentSettings,
+        batcher: Batcher,
+        deliveries: Deliveries,
+        record: AcceptedLog | None,
+        held_back: Callable[[Batch], bool],
     ) -> None:
+        """held_back: whether a batch may not be published yet."""
         self._settings = settings
-        self._buffer = buffer
         self._batcher = batcher
-        self._delivery = delivery
+        self._deliveries = deliveries
         self._record = record
-        self._room = asyncio.Semaphore(settings.in_flight_max)
+        self._held_back = held_back
+        self._lanes: list[_Lane] = []
+        self._flights: dict[_Flight, asyncio.Future[PubAck]] = {}
         self._refused_until_s = 0.0
         self._stuck: str | None = None
+        self.pace = Pace(settings.replay_bytes_per_s_max)
+        self.latency = Latency()
+        self.lag = CommitLag()
         self.stream_error: str | None = None
         self.progress = asyncio.Event()
+        self.turned_s = time.monotonic()
+        """When the publish loops were last seen to do their work, monotonic."""
 
-    async def session(self, client: Client, also: Task) -> None:
-        """Publish until the connection is gone; run `also(client)` beside it."""
+    async def session(self, client: Client, *also: Task) -> None:
+        """Publish until the connection is gone; run each of `also(client)` beside it."""
         self._batcher.limit(client.max_payload)
         self._stuck = None
+        js = client.jetstream(timeout=self._settings.ack_timeout_ms / 1000)
+        await self._look_at_stream(js)
+        # All that is collected goes to the backlog's side of the line.
         self._batcher.go(online=True)
+        self._deliveries.connected()
+        live = _Lane("live", self._settings.in_flight_max)
+        backlog = _Lane("backlog", self._settings.in_flight_max)
+        self._lanes = [live, backlog]
+        self.latency.begin()
+        self.lag.begin()
         try:
-            js = client.jetstream(timeout=self._settings.ack_timeout_ms / 1000)
-            await self._look_for_stream(js)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._publish(client, js, group))
+                group.create_task(self._live(client, js, live))
+                group.create_task(self._backlog(client, js, backlog))
                 group.create_task(self._follow_watermark(client, js))
                 group.create_task(self._watch())
-                group.create_task(_awaited(also(client)))
+                for task in also:
+                    group.create_task(_awaited(task(client)))
         finally:
             self._batcher.go(online=False)
-            self._delivery.connection_lost()
-            self._room = asyncio.Semaphore(self._settings.in_flight_max)
+            flights, self._flights, self._lanes = list(self._flights.values()), {}, []
+            for future in flights:
+                future.cancel()
+            self._deliveries.connection_lost()
 
-    async def _look_for_stream(self, js: JetStreamContext) -> None:
+    def ack_latency_s(self, now_s: float) -> float | None:
+        """Return how long acknowledgements took since last asked, or the age of the oldest that is missing, if more."""
+        mean_s = self.latency.take()
+        oldest = next(iter(self._flights), None)
+        age_s = now_s - oldest.sent_s if oldest is not None else 0.0
+        return max(mean_s, age_s) if mean_s is not None else age_s if age_s > QUIET_S else None
+
+    def wake(self) -> None:
+        """Something is there to be published."""
+        for lane in self._lanes:
+            lane.waiting.set()
+
+    async def _look_at_stream(self, js: JetStreamContext) -> None:
+        """Ask for the stream before the first publish: that none is there, or another one than was (rule A5)."""
         subject = names.samples_subject(self._settings.site, self._settings.edge)
         try:
-            await js.find_stream_name_by_subject(subject)
+            info = await js.stream_info(await js.find_stream_name_by_subject(subject))
         except nats.js.errors.NotFoundError:
             self._no_stream(subject)
+            return
         except (nats.errors.Error, TimeoutError) as error:
             # No right to ask, or no JetStream there: the first publish will tell.
             log.info("can't ask which stream captures our subject", subject=subject, error=str(error))
+            return
+        if info.created is not None:
+            self._deliveries.stream_seen(info.created.astimezone(UTC).isoformat(), info.state.last_seq)
 
     def _no_stream(self, subject: str) -> None:
         said = (
@@ -95,72 +171,111 @@ class Publisher:
             log.error(said, subject=subject)
         self.stream_error = said
 
-    async def _publish(self, client: Client, js: JetStreamContext, group: asyncio.TaskGroup) -> None:
+    async def _live(self, client: Client, js: JetStreamContext, lane: _Lane) -> None:
+        current = self._deliveries.current
         while True:
-            pause_s = self._refused_until_s - time.monotonic()
-            if pause_s > 0:
-                await asyncio.sleep(pause_s)
-            await self._room.acquire()
-            seq = self._delivery.next_to_publish()
+            await self._ready(lane)
+            seq = current.next_live()
             if seq is None:
-                self._room.release()
-                self._batcher.appended.clear()
-                await self._batcher.appended.wait()
-                continue
-            batch = self._buffer.get(seq)
-            if batch is None:
-                raise AssertionError(f"seq {seq} is to be published and not in the buffer")
-            if len(batch.data) + MAX_PAYLOAD_RESERVE_BYTES > client.max_payload:
-                # It stays in flight, and so out of the others' way, until there is another connection.
-                self._room.release()
-                PUBLISH_ERRORS.inc()
-                self._stuck = self.stream_error = _too_large(batch, client.max_payload)
-                log.error("samples are kept here for now", reason=self._stuck)
-                continue
-            name = batch.identity
-            site, edge = self._settings.site, self._settings.edge
-            future = await js.publish_async(
-                subject_of(name.kind, site, edge), batch.data, headers=name.to_headers(site, edge, ENCODING_ZSTD)
-            )
-            group.create_task(self._acknowledged(batch, future))
+                await self._wait(lane, self._batcher.appended)
+            else:
+                await self._publish(client, js, lane, current, seq)
 
-    async def _acknowledged(self, batch: Batch, future: "asyncio.Future[PubAck]") -> None:
-        """Wait for one PubAck and write down what became of the batch."""
-        started_s = time.monotonic()
-        seq, room = batch.identity.seq, self._room
-        try:
-            ack = await asyncio.wait_for(future, self._settings.ack_timeout_ms / 1000)
-        except nats.js.errors.NoStreamResponseError:
-            self._refuse(seq, None)
-            self._no_stream(subject_of(batch.identity.kind, self._settings.site, self._settings.edge))
-        except nats.js.errors.APIError as error:
-            self._refuse(seq, f"NATS refused a batch: {error.description or error} (error {error.err_code})")
-        except TimeoutError:
+    async def _backlog(self, client: Client, js: JetStreamContext, lane: _Lane) -> None:
+        while True:
+            await self._ready(lane)
+            found = self._deliveries.next_backlog()
+            if found is None:
+                await self._wait(lane, lane.waiting)
+            else:
+                await self._publish(client, js, lane, *found)
+
+    async def _ready(self, lane: _Lane) -> None:
+        self.turned_s = time.monotonic()
+        pause_s = self._refused_until_s - time.monotonic()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        await lane.room.acquire()
+
+    async def _wait(self, lane: _Lane, event: asyncio.Event) -> None:
+        lane.room.release()
+        event.clear()
+        await event.wait()
+
+    async def _publish(self, client: Client, js: JetStreamContext, lane: _Lane, delivery: Delivery, seq: int) -> None:
+        batch = delivery.buffer.get(seq)
+        if batch is None:
+            # Dropped at the cap, or damaged on the disk, since it was chosen: a gap, derived where that is done.
+            delivery.gone(seq)
+            lane.room.release()
+            return
+        if self._held_back(batch):
+            delivery.postpone(seq)
+            lane.room.release()
+            return
+        if len(batch.data) + MAX_PAYLOAD_RESERVE_BYTES > client.max_payload:
+            # It stays in flight, and so out of the others' way, until there is another connection.
+            lane.room.release()
             PUBLISH_ERRORS.inc()
-            self._delivery.failed(seq)
-            self._batcher.appended.set()
-        else:
-            now_s = time.monotonic()
-            PUBACK_SECONDS.observe(now_s - started_s)
-            PUBLISHED.inc()
-            if self.stream_error != self._stuck:
-                log.info("NATS takes batches again", was=self.stream_error)
-                self.stream_error = self._stuck
-            if self._record is not None:
-                self._record.acked(batch, ack.seq)
-            self._delivery.taken(seq, ack.seq, now_s, duplicate=bool(ack.duplicate))
-            self.progress.set()
-        finally:
-            room.release()
+            self._stuck = self.stream_error = _too_large(batch, client.max_payload)
+            log.error("samples are kept here for now", reason=self._stuck)
+            return
+        if delivery is not self._deliveries.current or lane is not self._lanes[0]:
+            await self.pace.spend(len(batch.data))
+        name = batch.identity
+        site, edge = self._settings.site, self._settings.edge
+        flight = _Flight(delivery, seq, name.kind, lane, time.monotonic())
+        future = await js.publish_async(
+            subject_of(name.kind, site, edge), batch.data, headers=name.to_headers(site, edge, ENCODING_ZSTD)
+        )
+        self._flights[flight] = future
+        future.add_done_callback(partial(self._answered, flight))
 
-    def _refuse(self, seq: int, said: str | None) -> None:
+    def _answered(self, flight: _Flight, future: "asyncio.Future[PubAck]") -> None:
+        """Write down what became of a batch."""
+        if self._flights.pop(flight, None) is None:
+            # Given up before: its time was out, or its connection is gone.
+            return
+        flight.lane.room.release()
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled():
+            self._failed(flight)
+        elif isinstance(error, nats.js.errors.NoStreamResponseError):
+            self._refuse(flight, None)
+            self._no_stream(subject_of(flight.kind, self._settings.site, self._settings.edge))
+        elif isinstance(error, nats.js.errors.APIError):
+            self._refuse(flight, f"NATS refused a batch: {error.description or error} (error {error.err_code})")
+        elif error is not None:
+            self._refuse(flight, f"a batch was not taken: {str(error) or type(error).__name__}")
+        else:
+            self._taken(flight, future.result())
+
+    def _taken(self, flight: _Flight, ack: PubAck) -> None:
+        now_s = time.monotonic()
+        PUBACK_SECONDS.observe(now_s - flight.sent_s)
+        self.latency.observe(now_s - flight.sent_s)
+        flight.lane.published.inc()
+        if self.stream_error != self._stuck:
+            log.info("NATS takes batches again", was=self.stream_error)
+            self.stream_error = self._stuck
+        if self._record is not None:
+            self._record.acked(flight.delivery.epoch.epoch, flight.seq, ack.seq)
+        self._deliveries.taken(flight.delivery, flight.seq, ack.seq, now_s, duplicate=bool(ack.duplicate))
+        if not ack.duplicate:
+            self.lag.taken(ack.seq, now_s)
+        self.progress.set()
+
+    def _failed(self, flight: _Flight) -> None:
         PUBLISH_ERRORS.inc()
+        flight.delivery.failed(flight.seq)
+        self.wake()
+
+    def _refuse(self, flight: _Flight, said: str | None) -> None:
         if said is not None and said != self.stream_error:
             log.error("samples are kept here for now", reason=said)
             self.stream_error = said
         self._refused_until_s = time.monotonic() + self._settings.refused_retry_ms / 1000
-        self._delivery.failed(seq)
-        self._batcher.appended.set()
+        self._failed(flight)
 
     async def _follow_watermark(self, client: Client, js: JetStreamContext) -> None:
         """Read our own key by direct get, and hear of changes on the bucket's republish subject (no `kv.watch`)."""
@@ -186,16 +301,27 @@ class Publisher:
         except msgspec.MsgspecError as error:
             log.warning("watermark document can't be read", error=str(error))
             return
-        self._delivery.told(document)
-        self._batcher.appended.set()
+        self._deliveries.told(document)
+        self.lag.told(self._deliveries.floor, time.monotonic())
+        self.wake()
         self.progress.set()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            self._delivery.look_for_lost(time.monotonic())
-            RESENT.set(self._delivery.resent)
-            self._batcher.appended.set()
+            now_s = time.monotonic()
+            self._deliveries.look_for_lost(now_s)
+            self._deliveries.resume()
+            RESENT.set(self._deliveries.resent)
+            # A server that is slow for everybody must not get everything twice on top.
+            patience_s = max(self._settings.ack_timeout_ms / 1000, PATIENCE * self.latency.recent_s)
+            late_s = now_s - min(patience_s, PATIENCE_S_MAX)
+            for flight, future in list(self._flights.items()):
+                if flight.sent_s < late_s:
+                    self.latency.observe(now_s - flight.sent_s)
+                    future.cancel()
+            self.turned_s = now_s
+            self.wake()
 
 
 def _too_large(batch: Batch, max_payload: int) -> str:

@@ -3,12 +3,19 @@
 CncmonError
 ├── SettingsError        a setting can't be used: stop, say which
 ├── ConfigError          a Machine document can't be used: leave that machine out, say why
+│   └── EdgeConfigError  an edge's whole configuration can't be used: go on with the one before, report each problem
 ├── InvalidNameError     a site, edge or machine name breaks the rules
 ├── RejectedError        bytes that can not be stored, with a reason
 │   ├── MessageError     a whole message can't be used: dead-letter it
 │   │   └── IdentityError  its identity headers contradict themselves or the payload
 │   └── FrameError       one frame can't be used: dead-letter that frame, keep the others
 """
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cncmon_core.edge_config import ConfigProblem
 
 
 class CncmonError(Exception):
@@ -21,6 +28,18 @@ class SettingsError(CncmonError):
 
 class ConfigError(CncmonError):
     """A Machine or MachineProfile document can't be used; the text names place, fault and what is allowed."""
+
+
+class EdgeConfigError(ConfigError):
+    """An edge's configuration can't be used; `problems` are `edge_config.ConfigProblem`s, never none.
+
+    revision: that of the document, where it could be made out.
+    """
+
+    def __init__(self, problems: "Sequence[ConfigProblem]", revision: int | None = None) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = list(problems)
+        self.revision = revision
 
 
 class InvalidNameError(CncmonError, ValueError):

@@ -127,6 +127,11 @@ class Connection(_Document, frozen=True, kw_only=True):
         found = [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
         return found[0] if len(found) == 1 else ""
 
+    @property
+    def timeout_s(self) -> float:
+        """How long one request may take, in seconds; 0 where no driver is set."""
+        return 0.0 if self.modbus is UNSET else self.modbus.timeout_ms / 1000
+
 
 class ProfileRef(_Document, frozen=True, kw_only=True):
     """Names a MachineProfile."""

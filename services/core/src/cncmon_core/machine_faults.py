@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from cncmon_core.machine import Document
 from cncmon_core.names import NAME_CHARS_MAX, NAME_PATTERN
 
 _WORDS: Final = {
@@ -21,6 +20,7 @@ _WORDS: Final = {
     NAME_PATTERN: f"a-z, 0-9 and '-', a letter or digit first and last, at most {NAME_CHARS_MAX} characters",
 }
 _RANGE: Final = "; allowed are"
+_VALUE_CHARS_MAX: Final = 60
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
 
@@ -31,7 +31,24 @@ class Fault(NamedTuple):
     text: str
 
 
-def of_validation(error: msgspec.ValidationError, document: type[Document]) -> Fault:
+def value_at(document: Any, path: str) -> str:
+    """Return what stands at a path of a document, short enough for a message; empty where nothing does."""
+    for field, index in _STEP.findall(path):
+        if field and isinstance(document, dict) and field in document:
+            document = document[field]
+        elif index.isdigit() and isinstance(document, list) and int(index) < len(document):
+            document = document[int(index)]
+        else:
+            return ""
+    if isinstance(document, dict):
+        return "a mapping"
+    if isinstance(document, list):
+        return f"a list of {len(document)}"
+    text = repr(document) if isinstance(document, str) else msgspec.json.encode(document).decode()
+    return text if len(text) <= _VALUE_CHARS_MAX else f"{text[:_VALUE_CHARS_MAX]}…"
+
+
+def of_validation(error: msgspec.ValidationError, document: type[msgspec.Struct]) -> Fault:
     """Return the fault that msgspec found in a document of a type."""
     text, _, path = str(error).partition(" - at `")
     what, _, inside = path.partition("` in `")
@@ -71,7 +88,7 @@ def _allowed(text: str, kind: Any) -> str:
     return ""
 
 
-def _type_at(path: str, document: type[Document]) -> Any:
+def _type_at(path: str, document: type[msgspec.Struct]) -> Any:
     """Return msgspec's description of what belongs at a path, or None where anything does."""
     kind: Any = inspect.type_info(document)
     for field, _index in _STEP.findall(path):

@@ -8,7 +8,7 @@ import msgspec
 
 from cncmon_core import frames, identity, names
 from cncmon_core.errors import FrameError, IdentityError, MessageError, RejectedError
-from cncmon_core.events import Event, decode_event
+from cncmon_core.events import EPOCH_CLOSED, GAP, Event, decode_event
 from cncmon_core.identity import Identity, identity_of
 from cncmon_core.names import Origin
 from cncmon_core.sample import Sample, decode_sample
@@ -67,6 +67,11 @@ class Decoded(msgspec.Struct):
     def whole_dead(self) -> bool:
         """Nothing of the message could be used."""
         return any(letter.frame == WHOLE_MESSAGE for letter in self.dead)
+
+    @property
+    def declares(self) -> bool:
+        """Whether it speaks of other batches than itself: gaps and closings."""
+        return any(event.type in (EPOCH_CLOSED, GAP) for event in self.events)
 
     def bury(self, reason: str, detail: str) -> None:
         """Give up the whole message, with its bytes as they came."""

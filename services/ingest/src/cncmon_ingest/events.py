@@ -1,11 +1,12 @@
-"""What edges report beside samples, as rows; an epoch's closing also marks its watermark."""
+"""What edges report beside samples, as rows; an epoch's closing also marks its watermark, a gap is entered as one."""
 
 from collections.abc import Sequence
 
 import asyncpg
 import msgspec
 
-from cncmon_core.events import EPOCH_CLOSED, EpochClosed
+from cncmon_core.events import EPOCH_CLOSED, GAP, EpochClosed, Gap
+from cncmon_ingest import gaps
 from cncmon_ingest.decode import Decoded
 
 
@@ -21,6 +22,8 @@ async def insert_events(connection: asyncpg.Connection, messages: Sequence[Decod
             for origin, event in found
         ],
     )
+    if any(message.declares for message in messages):
+        await gaps.lock(connection)
     for origin, event in found:
         if event.type == EPOCH_CLOSED:
             closed = msgspec.convert(event.data, EpochClosed)
@@ -30,3 +33,5 @@ async def insert_events(connection: asyncpg.Connection, messages: Sequence[Decod
                 "closed_samples = greatest(watermarks.closed_samples, $5)",
                 *(closed.epoch, *origin, closed.last_seq, closed.samples),
             )
+        elif event.type == GAP:
+            await gaps.declare(connection, msgspec.convert(event.data, Gap), origin)

@@ -22,6 +22,7 @@ from cncmon_core import logs, names
 from cncmon_core.names import Origin
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
 from cncmon_ingest import metrics
+from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.settings import IngestSettings
@@ -37,54 +38,6 @@ IDLE_MS_MAX = 30_000
 
 EPOCHS_TOLD_MAX = 100
 """Epochs in one edge's document: an agent asks for those on its disk, and there are few."""
-
-_CANDIDATES = """
-WITH RECURSIVE found AS (
-    (SELECT epoch FROM ledger ORDER BY epoch LIMIT 1)
-    UNION ALL
-    SELECT (SELECT l.epoch FROM ledger l WHERE l.epoch > found.epoch ORDER BY l.epoch LIMIT 1)
-    FROM found WHERE found.epoch IS NOT NULL
-)
-SELECT w.epoch FROM found JOIN watermarks w USING (epoch),
-LATERAL (SELECT FROM ledger l WHERE l.epoch = w.epoch AND l.seq = w.seq + 1 LIMIT 1) next
-"""
-"""Epochs that can move, by a look into the ledger's index for each epoch in it: neither what lies above a lost batch
-nor the watermarks of all epochs there ever were make a round longer.
-"""
-
-_LOCK = "LOCK TABLE watermarks IN EXCLUSIVE MODE"
-"""Stands in line with the workers' FOR SHARE. FOR UPDATE on the rows would wait behind every new sharer, for ever."""
-
-_ADVANCE = """
-WITH above AS (
-    SELECT l.epoch, l.seq, w.seq AS watermark,
-           l.seq - row_number() OVER (PARTITION BY l.epoch ORDER BY l.seq) AS run
-    FROM ledger l JOIN watermarks w USING (epoch)
-    WHERE l.epoch = ANY($1) AND l.seq > w.seq
-), reached AS (
-    SELECT epoch, max(seq) AS seq FROM above WHERE run = watermark GROUP BY epoch
-), pruned AS (
-    DELETE FROM ledger USING reached
-    WHERE ledger.epoch = reached.epoch AND ledger.seq <= reached.seq
-    RETURNING ledger.epoch, ledger.stored, ledger.dead, ledger.disposition
-), counted AS (
-    SELECT epoch,
-           count(*) FILTER (WHERE disposition = 'stored') AS batches_stored,
-           count(*) FILTER (WHERE disposition = 'dead') AS batches_dead,
-           sum(stored) AS samples_stored, sum(dead) AS samples_dead
-    FROM pruned GROUP BY epoch
-)
-UPDATE watermarks SET
-    seq = reached.seq,
-    batches_stored = watermarks.batches_stored + counted.batches_stored,
-    batches_dead = watermarks.batches_dead + counted.batches_dead,
-    samples_stored = watermarks.samples_stored + counted.samples_stored,
-    samples_dead = watermarks.samples_dead + counted.samples_dead,
-    advanced = now()
-FROM reached JOIN counted USING (epoch)
-WHERE watermarks.epoch = reached.epoch
-RETURNING watermarks.site, watermarks.edge
-"""
 
 _EPOCHS = """
 SELECT site, edge, epoch, seq FROM (
@@ -158,20 +111,6 @@ class Leader:
         )
         await care_for_stream(js, self._settings, place.floor)
         return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
-
-
-async def advance(connection: asyncpg.Connection) -> set[Origin]:
-    """Move every epoch's watermark over what is contiguous in the ledger, prune that, and return whose moved.
-
-    Raises:
-        asyncpg.PostgresError
-    """
-    epochs = [row["epoch"] for row in await connection.fetch(_CANDIDATES)]
-    if not epochs:
-        return set()
-    async with connection.transaction():
-        await connection.execute(_LOCK)
-        return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ADVANCE, epochs)}
 
 
 async def _created(js: JetStreamContext) -> datetime:

@@ -5,6 +5,9 @@ from prometheus_client import Counter, Gauge, Histogram
 MESSAGES = Counter("cncmon_ingest_messages", "Messages handled, by what became of them.", ["disposition"])
 SAMPLES = Counter("cncmon_ingest_samples", "Samples stored.")
 DEAD = Counter("cncmon_ingest_dead_letters", "Dead letters written, by reason.", ["reason"])
+GAP_BATCHES = Counter(
+    "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
+)
 COMMIT_SECONDS = Histogram(
     "cncmon_ingest_commit_seconds",
     "Duration of one transaction.",

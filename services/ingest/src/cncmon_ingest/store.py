@@ -2,11 +2,13 @@
 
 Order of the statements: ledger insert (sorted by key, else two workers deadlock), then the epochs' watermarks FOR SHARE
 in a second statement (so with a newer snapshot: what was pruned meanwhile shows as being under the watermark), then the
-rows of what is new.
+gaps that what is new lies in, then its rows. A transaction that changes watermarks or gaps by itself (`gap`,
+`epoch_closed`) locks the whole table of watermarks instead of sharing rows of it: two that share a row and then both
+want to change it are a deadlock.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -15,12 +17,10 @@ import asyncpg
 import msgspec
 
 from cncmon_core import names
-from cncmon_ingest import rows
+from cncmon_ingest import ledger, rows
 from cncmon_ingest.decode import DeadLetter, Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
-
-Key = tuple[int, int]
 
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
@@ -119,18 +119,38 @@ class Store:
             RefusedError, RetryError, OutageError: nothing was committed.
         """
         first, conflicts = _first_of_each(messages)
+        done = await self._commit([message for message in first if not message.declares], conflicts)
+        new, database_time = done.new, done.database_time
+        # What changes watermarks or gaps keeps every other worker waiting: in a transaction of its own that is short.
+        if declaring := [message for message in first if message.declares]:
+            new += (await self._commit(declaring, [], exclusive=True)).new
+        taken = {id(message) for message in new}
+        return Outcome(new, [m for m in messages if id(m) not in taken], database_time)
 
-        async def work() -> tuple[Outcome, dict[str, names.Origin]]:
-            done = await self._write(first)
-            await self._insert_dead(conflicts)
-            return done
+    async def _commit(
+        self, messages: Sequence[Decoded], conflicts: Sequence[Decoded], *, exclusive: bool = False
+    ) -> Outcome:
+        connection = self._connection
 
-        outcome, moved = await self._in_transaction(work)
+        async def work() -> tuple[Outcome, list[Decoded], dict[str, names.Origin]]:
+            entered = await ledger.enter(connection, [m for m in messages if m.identity], exclusive=exclusive)
+            plain = [m for m in messages if not m.identity]
+            new = entered.new + await ledger.enter_unidentified(connection, plain, self._stream_created)
+            await self._copy([row for message in new for row in message.packed])
+            await insert_events(connection, new)
+            await self._insert_dead([*new, *entered.conflicts, *conflicts])
+            moved = await self._note_machines(new)
+            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            return Outcome(new, [], now), entered.renamed, moved
+
+        outcome, renamed, moved = await self._in_transaction(work)
         if len(self._machines) > 100_000:
             self._machines.clear()
         self._machines.update(moved)
-        taken = {id(message) for message in outcome.new}
-        return Outcome(outcome.new, [m for m in messages if id(m) not in taken], outcome.database_time)
+        if renamed:
+            # Not in the same transaction: another worker may share the row and want to rename it, too.
+            await self._in_transaction(lambda: ledger.rename(connection, renamed))
+        return outcome
 
     async def refused_frames(self, message: Decoded) -> dict[int, str]:
         """Return frame number → what the database says, for each row of one message that it does not take.
@@ -194,92 +214,6 @@ class Store:
             raise
         return result
 
-    async def _write(self, messages: list[Decoded]) -> tuple[Outcome, dict[str, names.Origin]]:
-        new = await self._insert_identified([m for m in messages if m.identity])
-        new += await self._insert_unidentified([m for m in messages if not m.identity])
-        await self._copy([row for message in new for row in message.packed])
-        await insert_events(self._connection, new)
-        await self._insert_dead(new)
-        moved = await self._note_machines(new)
-        now: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
-        return Outcome(new, [], now), moved
-
-    async def _insert_identified(self, messages: list[Decoded]) -> list[Decoded]:
-        if not messages:
-            return []
-        by_key = {_key(message): message for message in messages}
-        keys = sorted(by_key)
-        inserted = await self._connection.fetch(
-            "INSERT INTO ledger (epoch, seq, sha256, stored, dead, disposition) "
-            "SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::int[], $5::int[], $6::text[]) "
-            "ORDER BY 1, 2 ON CONFLICT DO NOTHING RETURNING epoch, seq",
-            *(list(column) for column in zip(*(_ledger_row(by_key[key]) for key in keys), strict=True)),
-        )
-        fresh = {(row["epoch"], row["seq"]) for row in inserted}
-        watermarks = await self._watermarks(by_key.values())
-        under = [key for key in fresh if key[1] <= watermarks[key[0]]]
-        if under:
-            await self._connection.execute(
-                "DELETE FROM ledger USING unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
-                "WHERE ledger.epoch = k.epoch AND ledger.seq = k.seq",
-                *(list(column) for column in zip(*under, strict=True)),
-            )
-        await self._bury_conflicts([by_key[key] for key in keys if key not in fresh])
-        return [by_key[key] for key in keys if key in fresh and key not in set(under)]
-
-    async def _watermarks(self, messages: Iterable[Decoded]) -> dict[int, int]:
-        """Return epoch → watermark, locked against being advanced; rows are made for epochs seen for the first time."""
-        origins = {message.identity.epoch: message.origin for message in messages if message.identity}
-        epochs = sorted(origins)
-        query = "SELECT epoch, seq FROM watermarks WHERE epoch = ANY($1) ORDER BY epoch FOR SHARE"
-        found = {row["epoch"]: row["seq"] for row in await self._connection.fetch(query, epochs)}
-        missing = [epoch for epoch in epochs if epoch not in found]
-        if missing:
-            await self._connection.execute(
-                "INSERT INTO watermarks (epoch, site, edge) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) "
-                "ORDER BY 1 ON CONFLICT DO NOTHING",
-                *(missing, [origins[epoch].site for epoch in missing], [origins[epoch].edge for epoch in missing]),
-            )
-            found |= {row["epoch"]: row["seq"] for row in await self._connection.fetch(query, missing)}
-        return found
-
-    async def _bury_conflicts(self, messages: list[Decoded]) -> None:
-        """A known identity with another hash is another batch under a stolen or repeated name: keep its bytes."""
-        if not messages:
-            return
-        keys = [_key(message) for message in messages]
-        hashes = {
-            (row["epoch"], row["seq"]): row["sha256"]
-            for row in await self._connection.fetch(
-                "SELECT epoch, seq, sha256 FROM ledger JOIN unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
-                "USING (epoch, seq)",
-                *(list(column) for column in zip(*keys, strict=True)),
-            )
-        }
-        for message in messages:
-            known = hashes.get(_key(message))
-            if known is not None and known != message.sha256:
-                message.bury("identity_conflict", f"the ledger has this epoch and seq with SHA-256 {known.hex()}")
-                await self._insert_dead([message])
-
-    async def _insert_unidentified(self, messages: list[Decoded]) -> list[Decoded]:
-        if not messages:
-            return []
-        by_place = {_place(message): message for message in messages}
-        inserted = await self._connection.fetch(
-            "INSERT INTO ledger_unidentified "
-            "(stream, stream_created, stream_seq, sha256, stored, dead, disposition, stored_at) "
-            "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bytea[], $5::int[], $6::int[], $7::text[], "
-            "$8::timestamptz[]) ORDER BY 3, 8 ON CONFLICT DO NOTHING RETURNING stream_seq, stored_at",
-            names.STREAM,
-            self._stream_created,
-            *(
-                list(column)
-                for column in zip(*(_place_row(by_place[place]) for place in sorted(by_place)), strict=True)
-            ),
-        )
-        return [by_place[(row["stream_seq"], row["stored_at"])] for row in inserted]
-
     async def _copy(self, packed: list[bytes]) -> None:
         if packed:
             # All bytes at once: asyncpg's COPY hangs when its source raises half-way.
@@ -331,16 +265,6 @@ class Store:
         return seen
 
 
-def _key(message: Decoded) -> Key:
-    if message.identity is None:
-        raise AssertionError("only messages with an identity have a key")
-    return message.identity.epoch, message.identity.seq
-
-
-def _place(message: Decoded) -> tuple[int, datetime]:
-    return message.incoming.stream_seq, message.incoming.stored_at
-
-
 def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:
     """Return the messages without second deliveries, and those whose identity another message in hand has with another
     hash: these are buried here, since the ledger can't tell them from the first.
@@ -348,25 +272,11 @@ def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Dec
     first: dict[object, Decoded] = {}
     conflicts = []
     for message in messages:
-        key: object = _key(message) if message.identity else _place(message)
+        key: object = ledger.key_of(message) if message.identity else ledger.place_of(message)
         if first.setdefault(key, message).sha256 != message.sha256:
             message.bury("identity_conflict", "another message in hand has this epoch and seq with another SHA-256")
             conflicts.append(message)
     return list(first.values()), conflicts
-
-
-def _counts(message: Decoded) -> tuple[int, int, str]:
-    stored = len(message.packed) + len(message.events)
-    return stored, len(message.dead), "dead" if message.whole_dead else "stored"
-
-
-def _ledger_row(message: Decoded) -> tuple[Any, ...]:
-    return (*_key(message), message.sha256, *_counts(message))
-
-
-def _place_row(message: Decoded) -> tuple[Any, ...]:
-    incoming = message.incoming
-    return incoming.stream_seq, message.sha256, *_counts(message), incoming.stored_at
 
 
 def _storable_text(text: str) -> str:

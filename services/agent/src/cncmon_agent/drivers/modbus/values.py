@@ -1,9 +1,12 @@
-"""What registers mean: one decoder a signal, made once when the machine is configured."""
+"""What registers mean: one decoder a signal, made once when the machine is configured.
+
+This is what decides, and what says of a signal why it has no value; `gather` does the same for all at once.
+"""
 
 import math
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cncmon_core.machine import Signal
 
@@ -11,7 +14,8 @@ Registers = Sequence[int]
 Decode = Callable[[Registers, int], Any]
 """Takes a block's registers and the index of the signal's first; returns the value or raises ValueError."""
 
-_FORMATS = {"int32": ">i", "uint32": ">I", "int64": ">q", "uint64": ">Q", "float32": ">f", "float64": ">d"}
+FORMATS: Final = {"int32": "i", "uint32": "I", "int64": "q", "uint64": "Q", "float32": "f", "float64": "d"}
+"""Types of more than one register, as `struct` has them."""
 
 
 def decoder(signal: Signal) -> Decode:
@@ -41,7 +45,7 @@ def _raw(signal: Signal) -> Decode:
         return lambda registers, at: registers[at] != 0
     if signal.type == "string":
         return _text(signal.length)
-    return _wide(_FORMATS[signal.type], signal.registers(), signal.word_order)
+    return _wide(f">{FORMATS[signal.type]}", signal.registers(), signal.word_order)
 
 
 def _wide(number: str, width: int, word_order: str) -> Decode:
@@ -62,9 +66,14 @@ def _text(length: int) -> Decode:
     pack = struct.Struct(f">{length}H").pack
 
     def decode(registers: Registers, at: int) -> str:
-        return pack(*registers[at : at + length]).split(b"\0", 1)[0].decode("latin-1").strip()
+        return text_of(pack(*registers[at : at + length]))
 
     return decode
+
+
+def text_of(data: bytes) -> str:
+    """Return the text of a string's registers."""
+    return data.split(b"\0", 1)[0].decode("latin-1").strip()
 
 
 def _enumerated(raw: Decode, words: dict[int, str]) -> Decode:
@@ -82,11 +91,19 @@ def _scaled(raw: Decode, signal: Signal) -> Decode:
     scale, offset = signal.scale, signal.offset
     if scale == 1 and offset == 0:
         return raw
-    # 253 × 0.1 is 25.3 and a bit; 253 / 10 is the float nearest to 25.3. Scales are mostly such fractions.
-    divisor = round(1 / scale) if 1e-15 < abs(scale) < 1 else 0
-    if divisor and 1 / divisor == scale:
+    divisor = divisor_of(scale)
+    if divisor:
         return _finite(lambda registers, at: raw(registers, at) / divisor + offset)
     return _finite(lambda registers, at: raw(registers, at) * scale + offset)
+
+
+def divisor_of(scale: float) -> int:
+    """Return the whole number that a scale such as 0.001 is one part of, else 0.
+
+    253 × 0.1 is 25.3 and a bit; 253 / 10 is the float nearest to 25.3. Scales are mostly such fractions.
+    """
+    divisor = round(1 / scale) if 1e-15 < abs(scale) < 1 else 0
+    return divisor if divisor and 1 / divisor == scale else 0
 
 
 def _finite(scaled: Decode) -> Decode:

@@ -1,0 +1,82 @@
+"""Looks after a spool: recovers what earlier starts left, and syncs.
+
+All state is the event loop's; what waits for a disk runs in a thread, piece by piece.
+"""
+
+import asyncio
+import time
+
+from prometheus_client import Counter, Gauge
+
+from cncmon_agent.buffer.spool import Spool
+from cncmon_agent.buffer.sync import SyncWork
+from cncmon_core import logs
+
+log = logs.get(__name__)
+
+SYNC_SECONDS = Gauge("cncmon_edge_sync_seconds", "How long the last sync took.")
+SYNC_ERRORS = Counter("cncmon_edge_sync_errors", "Syncs that failed; what they were for is written elsewhere.")
+
+
+class SpoolCare:
+    """Recovery and group commit of one spool."""
+
+    def __init__(self, name: str, spool: Spool, interval_ms: int) -> None:
+        """name: for the log."""
+        self._name = name
+        self.spool = spool
+        self.recovered = asyncio.Event()
+        self.turned_s = time.monotonic()
+        """When the sync loop last turned, monotonic."""
+        self._interval_s = interval_ms / 1000
+        self._turn = asyncio.Event()
+
+    async def run(self) -> None:
+        """Recover and sync, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._recover())
+            group.create_task(self._sync_loop())
+
+    async def turn(self) -> None:
+        """Return after the next sync that had something to do."""
+        await self._turn.wait()
+
+    async def _recover(self) -> None:
+        started_s = time.monotonic()
+        for piece in self.spool.recover_steps():
+            await asyncio.to_thread(piece.run)
+            piece.install()
+        if self.spool.earlier:
+            log.info(
+                "batches of earlier starts found",
+                spool=self._name,
+                batches=sum(one.stats().batches for one in self.spool.earlier.values()),
+                epochs=len(self.spool.earlier),
+                took_s=round(time.monotonic() - started_s, 2),
+            )
+        self.recovered.set()
+
+    async def _sync_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            self.turned_s = time.monotonic()
+            work = self.spool.sync_work()
+            if work is not None:
+                await asyncio.to_thread(work.run)
+                self._done(work)
+
+    def close(self) -> None:
+        """Sync what is left, and close. Blocks for the disk."""
+        if (work := self.spool.sync_work()) is not None:
+            work.run()
+            self._done(work)
+        self.spool.close()
+
+    def _done(self, work: SyncWork) -> None:
+        self.spool.synced(work)
+        SYNC_SECONDS.set(time.monotonic() - self.turned_s)
+        if work.folder_failed or any(part.failed for part in work.parts):
+            SYNC_ERRORS.inc()
+            log.error("a sync failed: its file is left alone, and what was not synced is written into another")
+        turn, self._turn = self._turn, asyncio.Event()
+        turn.set()

@@ -1,0 +1,191 @@
+"""The ledger: what makes a second delivery a no-op (rules B1 to B4)."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from cncmon_core import names
+from cncmon_core.events import SEQ_MAX
+from cncmon_core.frames import FRAMES_MAX
+from cncmon_ingest import gaps
+from cncmon_ingest.decode import Decoded
+
+Key = tuple[int, int]
+Place = tuple[int, datetime]
+
+
+class Entered(NamedTuple):
+    """What the ledger made of messages: new ones, known ones that have another hash, and epochs with a new name."""
+
+    new: list[Decoded]
+    conflicts: list[Decoded]
+    renamed: list[Decoded]
+
+
+async def enter(connection: asyncpg.Connection, messages: Sequence[Decoded], *, exclusive: bool) -> Entered:
+    """Enter messages that have an identity, within the caller's transaction.
+
+    exclusive: nobody else may be at the watermarks until this transaction ends, since these messages change them.
+    """
+    if not messages:
+        return Entered([], [], [])
+    by_key = {key_of(message): message for message in messages}
+    keys = sorted(by_key)
+    inserted = await connection.fetch(
+        "INSERT INTO ledger (epoch, seq, sha256, stored, dead, disposition, base) "
+        "SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::int[], $5::int[], $6::text[], $7::bigint[]) "
+        "ORDER BY 1, 2 ON CONFLICT DO NOTHING RETURNING epoch, seq",
+        *_columns(_row(by_key[key]) for key in keys),
+    )
+    fresh = {(row["epoch"], row["seq"]) for row in inserted}
+    if exclusive:
+        await gaps.lock(connection)
+    watermarks = await _watermarks(connection, by_key.values())
+    # Read after the watermarks were locked: a declaration is either seen here, or has seen our ledger rows.
+    suspects = [key for key in fresh if key[1] <= watermarks[key[0]]["gaps_to"]]
+    found = await gaps.take_out(connection, {key: _samples_of(by_key[key]) for key in suspects})
+    under = {key for key in fresh if key[1] <= watermarks[key[0]]["seq"]} - found
+    if under:
+        await connection.execute(
+            "DELETE FROM ledger USING unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
+            "WHERE ledger.epoch = k.epoch AND ledger.seq = k.seq",
+            *_columns(under),
+        )
+    return Entered(
+        [by_key[key] for key in keys if key in fresh and key not in under],
+        await _conflicts(connection, [by_key[key] for key in keys if key not in fresh]),
+        _renamed(watermarks, by_key.values()),
+    )
+
+
+async def rename(connection: asyncpg.Connection, messages: Iterable[Decoded]) -> None:
+    """Let epochs belong to the site and edge that they arrived under last, by JetStream's time of the messages.
+
+    The watermark is told under that name: an edge that was renamed hears of its older epochs.
+    """
+    await gaps.lock(connection)
+    await connection.executemany(
+        "UPDATE watermarks SET site = $2, edge = $3, named = $4, advanced = now() WHERE epoch = $1 AND named < $4",
+        [
+            (message.identity.epoch, *message.origin, message.incoming.stored_at)
+            for message in messages
+            if message.identity
+        ],
+    )
+
+
+async def enter_unidentified(
+    connection: asyncpg.Connection, messages: Sequence[Decoded], stream_created: datetime
+) -> list[Decoded]:
+    """Enter messages without identity by their place in the stream (rule B3) and return those that are new."""
+    if not messages:
+        return []
+    by_place = {place_of(message): message for message in messages}
+    inserted = await connection.fetch(
+        "INSERT INTO ledger_unidentified "
+        "(stream, stream_created, stream_seq, sha256, stored, dead, disposition, stored_at) "
+        "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bytea[], $5::int[], $6::int[], $7::text[], "
+        "$8::timestamptz[]) ORDER BY 3, 8 ON CONFLICT DO NOTHING RETURNING stream_seq, stored_at",
+        names.STREAM,
+        stream_created,
+        *_columns(_place_row(by_place[place]) for place in sorted(by_place)),
+    )
+    return [by_place[(row["stream_seq"], row["stored_at"])] for row in inserted]
+
+
+async def _watermarks(connection: asyncpg.Connection, messages: Iterable[Decoded]) -> dict[int, asyncpg.Record]:
+    """Return epoch → watermark, locked against being advanced; rows are made for epochs seen for the first time."""
+    origins = {message.identity.epoch: message.origin for message in messages if message.identity}
+    epochs = sorted(origins)
+    query = "SELECT epoch, seq, gaps_to, site, edge FROM watermarks WHERE epoch = ANY($1) ORDER BY epoch FOR SHARE"
+    found = {row["epoch"]: row for row in await connection.fetch(query, epochs)}
+    missing = [epoch for epoch in epochs if epoch not in found]
+    if missing:
+        await connection.execute(
+            "INSERT INTO watermarks (epoch, site, edge) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) "
+            "ORDER BY 1 ON CONFLICT DO NOTHING",
+            *(missing, [origins[epoch].site for epoch in missing], [origins[epoch].edge for epoch in missing]),
+        )
+        found |= {row["epoch"]: row for row in await connection.fetch(query, missing)}
+    return found
+
+
+async def _conflicts(connection: asyncpg.Connection, messages: Sequence[Decoded]) -> list[Decoded]:
+    """A known identity with another hash is another batch under a stolen or repeated name: keep its bytes."""
+    if not messages:
+        return []
+    hashes = {
+        (row["epoch"], row["seq"]): row["sha256"]
+        for row in await connection.fetch(
+            "SELECT epoch, seq, sha256 FROM ledger JOIN unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
+            "USING (epoch, seq)",
+            *_columns(key_of(message) for message in messages),
+        )
+    }
+    conflicts = []
+    for message in messages:
+        known = hashes.get(key_of(message))
+        if known is not None and known != message.sha256:
+            message.bury("identity_conflict", f"the ledger has this epoch and seq with SHA-256 {known.hex()}")
+            conflicts.append(message)
+    return conflicts
+
+
+def _renamed(watermarks: dict[int, asyncpg.Record], messages: Iterable[Decoded]) -> list[Decoded]:
+    """Return messages whose subject names another edge than the epoch's row; a subject without one says nothing."""
+    renamed = []
+    for message in messages:
+        if message.identity and message.origin.edge:
+            row = watermarks[message.identity.epoch]
+            if (row["site"], row["edge"]) != message.origin:
+                renamed.append(message)
+    return renamed
+
+
+def key_of(message: Decoded) -> Key:
+    """Return (epoch, seq) of a message with an identity."""
+    if message.identity is None:
+        raise AssertionError("only messages with an identity have a key")
+    return message.identity.epoch, message.identity.seq
+
+
+def place_of(message: Decoded) -> Place:
+    """Return where in the stream a message lies, for one without identity."""
+    return message.incoming.stream_seq, message.incoming.stored_at
+
+
+def _counts(message: Decoded) -> tuple[int, int, str]:
+    """Return samples stored, samples dead, disposition. Their sum is what the agent counts: events are no samples."""
+    disposition = "dead" if message.whole_dead else "stored"
+    if message.identity is None:
+        return len(message.packed), len(message.dead), disposition
+    if message.identity.kind == "events":
+        return 0, 0, disposition
+    dead = min(message.identity.frames, FRAMES_MAX) if message.whole_dead else len(message.dead)
+    return len(message.packed), dead, disposition
+
+
+def _samples_of(message: Decoded) -> tuple[int | None, int]:
+    stored, dead, _ = _counts(message)
+    return _base_of(message), stored + dead
+
+
+def _base_of(message: Decoded) -> int | None:
+    """Return the header's count, unless it is so large that the database could not add to it."""
+    base = message.identity.base if message.identity else SEQ_MAX
+    return base if base < SEQ_MAX else None
+
+
+def _row(message: Decoded) -> tuple[Any, ...]:
+    return (*key_of(message), message.sha256, *_counts(message), _base_of(message))
+
+
+def _place_row(message: Decoded) -> tuple[Any, ...]:
+    incoming = message.incoming
+    return incoming.stream_seq, message.sha256, *_counts(message), incoming.stored_at
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

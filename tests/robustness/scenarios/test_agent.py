@@ -1,0 +1,137 @@
+"""Agents are killed, cloned, lose their disk."""
+
+import asyncio
+import shutil
+
+from robustness.scenarios.plant import Plant
+from robustness.scenarios.size import SIZE
+from robustness.traffic.services import AgentProcess
+from robustness.validate.promised import newest
+
+
+async def accepts_anew(agent: AgentProcess, before: tuple[int, int] | None, timeout_s: float = 30) -> None:
+    """Wait until an agent that was started has accepted its first batch."""
+    async with asyncio.timeout(timeout_s):
+        while (found := newest(agent.accepted)) is None or (before is not None and found[0] == before[0]):
+            if not agent.runs:
+                raise AssertionError(f"{agent.name} has ended: {agent.tail()}")
+            await asyncio.sleep(0.02)
+
+
+async def test_agent_killed_in_a_loop(plant: Plant) -> None:
+    """kill -9 at random moments; what was synced or acknowledged before is in the database."""
+    async with plant.running(edges=1, agent={"linger_ms": 50}):
+        agent = plant.agents[0]
+        for _ in range(SIZE.kills):
+            await plant.flow(plant.dice.uniform(0.0, 1.0))
+            before = newest(agent.accepted)
+            plant.note_fault("agent kill -9")
+            agent.kill()
+            agent.start()
+            await accepts_anew(agent, before)
+        await plant.recovered()
+    await plant.holds()
+
+
+async def test_agent_killed_at_once_after_publishing(plant: Plant) -> None:
+    """FAULT 36: the stream may have batches that the killed agent never knew of; none clashes with a new one."""
+    async with plant.running(edges=1, agent={"linger_ms": 20}):
+        agent = plant.agents[0]
+        for _ in range(SIZE.kills):
+            await plant.flow(0.2)
+            before = newest(agent.accepted)
+            while newest(agent.accepted) == before:
+                await asyncio.sleep(0.001)
+            plant.note_fault("agent kill -9 after a publish")
+            agent.kill()
+            before = newest(agent.accepted)
+            agent.start()
+            await accepts_anew(agent, before)
+        await plant.recovered()
+    await plant.holds()
+
+
+async def test_agent_killed_during_an_outage(plant: Plant) -> None:
+    """Without NATS, killed and started again: it reads its machines at once, and nothing synced is lost."""
+    async with plant.running(edges=1):
+        agent = plant.agents[0]
+        for _ in range(SIZE.rounds):
+            await plant.flow()
+            plant.note_fault("NATS away")
+            await plant.proxy.refuse()
+            for _ in range(2):
+                await asyncio.sleep(SIZE.fault_s)
+                before = newest(agent.accepted)
+                plant.note_fault("agent kill -9")
+                agent.kill()
+                agent.start()
+                await accepts_anew(agent, before)
+            await asyncio.sleep(SIZE.fault_s)
+            await plant.proxy.open()
+            await plant.recovered()
+    await plant.holds()
+
+
+async def test_agents_stopped_and_started_during_an_outage(plant: Plant) -> None:
+    """A stop in order syncs everything: what was accepted before it is there after the next start."""
+    async with plant.running(edges=2):
+        for _ in range(SIZE.rounds):
+            await plant.flow()
+            plant.note_fault("NATS away")
+            await plant.proxy.refuse()
+            await asyncio.sleep(SIZE.fault_s)
+            for agent in plant.agents:
+                before = newest(agent.accepted)
+                plant.note_fault("agent stopped and started")
+                await agent.stop()
+                agent.start()
+                await accepts_anew(agent, before)
+            await asyncio.sleep(SIZE.fault_s)
+            await plant.proxy.open()
+            await plant.recovered()
+    await plant.holds()
+
+
+async def test_cloned_edge(plant: Plant) -> None:
+    """FAULT 31: an SD card is cloned with what it had not delivered; both edges' samples are stored."""
+    async with plant.running(edges=1):
+        first = plant.agents[0]
+        await plant.flow()
+        plant.note_fault("NATS away")
+        await plant.proxy.refuse()
+        await asyncio.sleep(SIZE.fault_s)
+        await first.stop()
+        plant.note_fault("data folder cloned")
+        clone = plant.add_agent(plant.machines[0], folder=plant.folder / "clone")
+        shutil.copytree(first.data, clone.data)
+        first.start()
+        clone.start()
+        await asyncio.sleep(SIZE.fault_s * 2)
+        await plant.proxy.open()
+        await plant.flow()
+        await plant.recovered()
+    await plant.holds()
+
+
+async def test_data_folder_lost_for_good(plant: Plant) -> None:
+    """FAULT 35: what a heartbeat told of and nobody has any more stands in `gaps`, with its number of samples."""
+    async with plant.running(edges=1):
+        agent = plant.agents[0]
+        for _ in range(SIZE.freezes):
+            await plant.flow()
+            plant.ingest.kill()
+            plant.note_fault("NATS away")
+            await asyncio.sleep(SIZE.fault_s)
+            await plant.proxy.refuse()
+            await asyncio.sleep(SIZE.fault_s)
+            before = newest(agent.accepted)
+            plant.note_fault("data folder lost")
+            agent.kill()
+            await plant.lose_disk(agent)
+            agent.start()
+            await accepts_anew(agent, before)
+            await plant.proxy.open()
+            plant.ingest.start()
+            await plant.recovered()
+    finding = await plant.holds(gaps=True)
+    assert finding.excuses.reasons <= {"epoch_abandoned"}

@@ -1,0 +1,55 @@
+"""FAULT 10: outages of an hour and a day, with as many batches and bytes as real ones; only the clocks run faster."""
+
+import time
+
+import pytest
+
+from robustness.scenarios.plant import Plant
+from robustness.scenarios.size import LONG
+from robustness.validate.live import watching
+
+HOUR_S = 3600
+LIVE_MS_MAX = 500
+"""p99 of live samples while the backlog replays, acquisition to queryable."""
+
+
+async def outage(plant: Plant, seconds: float, machines: int) -> None:
+    """Live through an outage with so many machines at 1 Hz, beside two real ones that go on while it is replayed."""
+    async with plant.running(edges=1, agents=False, machines=2):
+        real = plant.machines[0]
+        agent = plant.local_agent(
+            "e1", seed=plant.seed, generated=machines, outage_s=seconds, machines=real, **settings_of_a_day()
+        )
+        async with watching(plant.dsn, plant.folder, list(real.fleet.machines)) as live, agent as edge:
+            await plant.flow()
+            plant.note_fault(f"outage of {seconds / HOUR_S:g} h at {machines} samples/s")
+            await plant.proxy.refuse()
+            began_s = time.monotonic()
+            await edge.live_through(seconds)
+            plant.notes["outage lived through in s"] = f"{time.monotonic() - began_s:.1f}"
+            await plant.proxy.open()
+            live.begin()
+            await plant.recovered()
+            live.end()
+            await plant.flow()
+    latency = live.latency([edge.accepted], real.polls)
+    plant.notes["live p99 while replaying in ms"] = str(latency.p99)
+    await plant.holds()
+    assert latency.unseen == 0
+    assert latency.samples
+    assert latency.p99 is not None
+    assert latency.p99 <= LIVE_MS_MAX
+
+
+def settings_of_a_day() -> dict[str, int]:
+    """Room for a day, and the state saved as seldom as in production."""
+    return {"state_save_ms": 5000, "heartbeat_ms": 1000}
+
+
+async def test_outage_of_an_hour(plant: Plant) -> None:
+    await outage(plant, HOUR_S, 250 if LONG else 10)
+
+
+@pytest.mark.skipif(not LONG, reason="a day's samples are for the long round (CNCMON_ROBUSTNESS=long)")
+async def test_outage_of_a_day(plant: Plant) -> None:
+    await outage(plant, 24 * HOUR_S, 10)

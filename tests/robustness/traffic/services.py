@@ -1,0 +1,85 @@
+"""The product's services as they are started in production: by module, with settings from the environment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cncmon_agent.settings import AgentSettings
+from cncmon_core import nats_link
+from cncmon_ingest.settings import IngestSettings
+from robustness.traffic.child import Child, environ_of
+from robustness.validate.promised import last_epoch
+from testkit import agent as agents
+from testkit import ingest
+
+SITE = "hall"
+
+
+def link_settings(nats_url: str) -> nats_link.NatsSettings:
+    """How a service reaches NATS: a dead peer is noticed in a second and a half, tries are close together."""
+    return nats_link.NatsSettings(
+        servers=(nats_url,), ping_interval_ms=500, retry_delay_ms_base=50, retry_delay_ms_max=500
+    )
+
+
+def common_settings(folder: Path, edge: str, machines: Path | None, **changes: Any) -> AgentSettings:
+    """Return the settings of an agent whose folder this is; its accepted log lies there, outside of its data folder."""
+    common: dict[str, Any] = {
+        "site": SITE,
+        "edge": edge,
+        "machines": (str(machines),) if machines else (),
+        "accepted_log": str(folder / "accepted.jsonl"),
+        "duplicate_window_s": 1,
+    }
+    return agents.settings_for(folder, **(common | changes))
+
+
+class AgentProcess(Child):
+    """An agent; `killed` collects the epochs that a kill -9 ended."""
+
+    def __init__(
+        self,
+        folder: Path,
+        nats_url: str,
+        *,
+        edge: str,
+        machines: Path | None = None,
+        prefix: Sequence[str] = (),
+        module: str = "cncmon_agent.main",
+        **changes: Any,
+    ) -> None:
+        """`prefix`: a command line in front of the agent's own, such as one that enters a network namespace."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.edge = edge
+        self.folder = folder
+        self.killed: set[int] = set()
+        self.settings = common_settings(folder, edge, machines, **changes)
+        self.accepted = Path(self.settings.accepted_log)
+        environ = environ_of("AGENT", self.settings) | environ_of("NATS", link_settings(nats_url))
+        super().__init__(f"agent-{folder.name}", folder, ["-m", module], environ)
+        self.argv = [*prefix, *self.argv]
+
+    @property
+    def data(self) -> Path:
+        """Its data folder."""
+        return Path(self.settings.data_dir)
+
+    def kill(self) -> None:
+        """kill -9: what is neither synced nor acknowledged of this epoch is no promise any more."""
+        super().kill()
+        epoch = last_epoch(self.accepted)
+        if epoch is not None:
+            self.killed.add(epoch)
+
+
+class IngestProcess(Child):
+    """An ingest worker, which leads as well."""
+
+    def __init__(self, folder: Path, nats_url: str, settings: IngestSettings, name: str = "ingest") -> None:
+        environ = environ_of("INGEST", settings) | environ_of("NATS", link_settings(nats_url))
+        super().__init__(name, folder, ["-m", "cncmon_ingest.main", "run"], environ)
+
+
+def ingest_settings(dsn: str, **changes: Any) -> IngestSettings:
+    """Settings with short intervals and, like the agents here, a duplicate window of a second."""
+    return ingest.settings_for(dsn, **({"duplicate_window_s": 1, "ack_wait_ms": 5000} | changes))

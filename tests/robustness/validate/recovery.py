@@ -1,0 +1,71 @@
+"""How long it takes after a fault until the database has everything that was accepted before the fault ended."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+import asyncpg
+
+from cncmon_ingest.errors import DATABASE_ERRORS
+
+LOOK_S = 0.05
+"""Time between two looks at the watermarks: the resolution of what is measured."""
+
+
+class NotRecoveredError(AssertionError):
+    """Something accepted did not arrive in time; names the epochs, where they stand and where they should."""
+
+
+async def wait_for(
+    dsn: str, ends: Mapping[int, int], timeout_s: float, *, began_s: float | None = None, watermark: bool = False
+) -> list[float]:
+    """Return for each epoch the seconds from `began_s` (monotonic; None: now) until it has arrived up to its end.
+
+    Arrived is what is at or under the watermark, in the ledger or in a gap. watermark: wait until the watermark itself
+    is there, without which no agent frees anything.
+
+    Raises:
+        NotRecoveredError: one has not within the time.
+    """
+    began_s = time.monotonic() if began_s is None else began_s
+    missing, took_s = dict(ends), []
+    while missing:
+        reached = await _ask(dsn, _WATERMARKS if watermark else _ARRIVED, missing)
+        now_s = time.monotonic()
+        for epoch in [epoch for epoch, seq in missing.items() if reached.get(epoch, 0) >= seq]:
+            del missing[epoch]
+            took_s.append(now_s - began_s)
+        if missing and now_s - began_s > timeout_s:
+            where = {epoch: f"{reached.get(epoch)} of {seq}" for epoch, seq in list(missing.items())[:5]}
+            raise NotRecoveredError(f"{len(missing)} of {len(ends)} epochs not recovered in {timeout_s:g} s: {where}")
+        if missing:
+            await asyncio.sleep(LOOK_S)
+    return took_s
+
+
+_WATERMARKS = (
+    "SELECT epoch, seq FROM unnest($1::bigint[], $2::bigint[]) AS e (epoch, last) JOIN watermarks USING (epoch)"
+)
+
+_ARRIVED = """
+SELECT epoch, mark
+    + (SELECT count(*) FROM ledger l WHERE l.epoch = e.epoch AND l.seq > mark AND l.seq <= last)
+    + (SELECT coalesce(sum(least(seq_to, last) - greatest(seq_from, mark + 1) + 1), 0) FROM gaps g
+       WHERE g.epoch = e.epoch AND seq_to > mark AND seq_from <= last) AS reached
+FROM (
+    SELECT epoch, last, coalesce(seq, 0) AS mark
+    FROM unnest($1::bigint[], $2::bigint[]) AS e (epoch, last) LEFT JOIN watermarks USING (epoch)
+) e
+"""
+
+
+async def _ask(dsn: str, query: str, ends: Mapping[int, int]) -> dict[int, int]:
+    with contextlib.suppress(*DATABASE_ERRORS):
+        connection = await asyncpg.connect(dsn, timeout=5)
+        try:
+            rows = await connection.fetch(query, list(ends), list(ends.values()), timeout=5)
+        finally:
+            await connection.close(timeout=5)
+        return {row[0]: int(row[1]) for row in rows}
+    return {}
