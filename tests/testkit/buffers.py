@@ -104,18 +104,36 @@ def move_to_cold(spool: Spool, level: int = 9) -> None:
         assert spool.moved(work)
 
 
+def packed(batch: Batch) -> int:
+    """What a batch takes in a ring."""
+    return len(msgspec.msgpack.encode(batch))
+
+
+def in_full(batch: Batch) -> int:
+    """What a log says that a batch takes, and what a ring over a log keeps free for it."""
+    return batch.bytes
+
+
 class Tier(NamedTuple):
     """How to make a buffer of at most so many batches and bytes (its first seq is 1), and what it promises.
 
-    when_full: what an append does. counts: whether it minds how many batches there are. takes: what a batch takes of the
-    bytes. frame_bytes: size of a frame at which the tier is really used: several files, for those that have files.
+    when_full: what an append does. counts: whether it minds how many batches there are. takes: what a batch takes by
+    `stats`. needs: what must be free in the ring for a batch to be appended; None: there is no ring that would refuse.
+    frame_bytes: size of a frame at which the tier is really used: several files, for those that have files.
     """
 
     make: Callable[[Spools, int, int], Buffer]
     when_full: Literal["refuses", "drops"]
     counts: bool
     takes: Callable[[Batch], int]
+    needs: Callable[[Batch], int] | None = None
     frame_bytes: int = 10
+
+    def has_room(self, held: list[Batch], batch: Batch, batches_max: int, bytes_max: int) -> bool | None:
+        """Whether a batch must be taken; None: that depends on what else is on the disk."""
+        if self.needs is None:
+            return True if self.when_full == "drops" else None
+        return len(held) < batches_max and sum(map(packed, held)) + self.needs(batch) <= bytes_max
 
     def batch(self, seq: int, size: int | None = None, **changes: Any) -> Batch:
         """Return a batch of one frame that can't be compressed."""
@@ -160,23 +178,16 @@ def _memory_only(_: Spools, batches_max: int, bytes_max: int) -> Buffer:
     return TieredBuffer(HotRing(bytes_max, batches_max))
 
 
-def packed(batch: Batch) -> int:
-    return len(msgspec.msgpack.encode(batch))
-
-
-def in_full(batch: Batch) -> int:
-    return batch.bytes
-
-
 TIERS = {
-    "hot": Tier(_hot, "refuses", True, packed),
-    "warm": Tier(_warm, "drops", False, in_full),
-    "warm, synced": Tier(_warm_synced, "drops", False, in_full),
-    "cold": Tier(_cold, "drops", False, in_full, 3500),
-    # What is not synced is pinned in memory, which bounds it as the ring alone is bounded.
-    "tiered": Tier(_tiered, "refuses", True, in_full),
-    "tiered, synced": Tier(_tiered_synced, "drops", False, in_full, 2000),
-    "tiered, memory only": Tier(_memory_only, "refuses", True, packed),
+    "hot": Tier(_hot, "refuses", True, packed, packed),
+    "warm": Tier(_warm_synced, "drops", False, in_full, frame_bytes=1000),
+    # A file is never dropped while it is not synced.
+    "warm, not synced": Tier(_warm, "refuses", False, in_full),
+    "cold": Tier(_cold, "drops", False, in_full, frame_bytes=3500),
+    "tiered": Tier(_tiered_synced, "drops", False, in_full, frame_bytes=2000),
+    # What is not synced stays in the ring, which refuses then as it does alone.
+    "tiered, not synced": Tier(_tiered, "refuses", True, in_full, in_full),
+    "tiered, memory only": Tier(_memory_only, "refuses", True, packed, packed),
 }
 
 

@@ -12,7 +12,8 @@ async def test_so_many_bytes_take_so_long() -> None:
     pace = Pace(1_000_000)
     began_s = time.monotonic()
     for _ in range(30):
-        await pace.spend(10_000)
+        await pace.ready()
+        pace.spend(10_000)
     # 300 kB at 1 MB/s, less a burst of 50 kB and the debt of the last.
     assert 0.2 < time.monotonic() - began_s < 0.6
     assert pace.spent_bytes == 300_000
@@ -20,7 +21,7 @@ async def test_so_many_bytes_take_so_long() -> None:
 
 async def test_a_rate_of_zero_holds_until_it_is_raised() -> None:
     pace = Pace(0)
-    spending = asyncio.create_task(pace.spend(1))
+    spending = asyncio.create_task(pace.ready())
     await asyncio.sleep(0.05)
     assert not spending.done()
     pace.bytes_per_s = 1000
@@ -30,16 +31,18 @@ async def test_a_rate_of_zero_holds_until_it_is_raised() -> None:
 async def test_one_batch_larger_than_the_burst_goes_and_the_next_waits() -> None:
     pace = Pace(100_000)
     await asyncio.sleep(0.06)
-    await asyncio.wait_for(pace.spend(50_000), 0.1)
+    await asyncio.wait_for(pace.ready(), 0.1)
+    pace.spend(50_000)
     began_s = time.monotonic()
-    await pace.spend(1)
+    await pace.ready()
     assert time.monotonic() - began_s > 0.3
 
 
 async def test_a_slow_rate_that_is_raised_lets_the_waiting_go() -> None:
     pace = Pace(1)
-    await pace.spend(1000)
-    spending = asyncio.create_task(pace.spend(1))
+    await pace.ready()
+    pace.spend(1000)
+    spending = asyncio.create_task(pace.ready())
     await asyncio.sleep(0.02)
     pace.bytes_per_s = 1_000_000
     await asyncio.wait_for(spending, 1)

@@ -59,7 +59,7 @@ class World:
         self.sql: list[str] = []
         self.acked: list[int] = [batch["seq"] for batch in self.batches]
 
-    async def judge(self, *, acked_only: bool = False) -> Verdict:
+    async def judge(self, *, promised_only: bool = False) -> Verdict:
         polls, accepted = self._folder / "polls.jsonl", self._folder / "accepted.jsonl"
         polls.write_text(
             "".join(
@@ -79,7 +79,7 @@ class World:
             await self._connection.execute(statement)
         window = window_of(polls, START_NS + (POLLS + 1) * PERIOD_NS, PERIOD_NS, 1)
         return await compare.compare(
-            self._connection, AcceptedLog(accepted, acked_only=acked_only), polls, window, START - timedelta(days=1)
+            self._connection, AcceptedLog(accepted, promised_only=promised_only), polls, window, START - timedelta(days=1)
         )
 
     async def _insert(self, time: datetime, values: dict[str, Any]) -> None:
@@ -236,7 +236,7 @@ async def test_of_a_killed_agent_only_acknowledged_batches_count(world: World) -
     world.acked.remove(5)
     assert (await world.judge()).lost == 2
     world.rows.clear()  # the table is filled already
-    verdict = await world.judge(acked_only=True)
+    verdict = await world.judge(promised_only=True)
     assert verdict.lost == 0
     assert verdict.accepted == POLLS - 2
 
@@ -300,7 +300,7 @@ def test_a_torn_accepted_log_is_read_for_a_killed_agent_only(tmp_path: Path) -> 
     acked = json.dumps({"epoch": 2, "seq": 1, "acked": 9})
     path = tmp_path / "accepted.jsonl"
     path.write_text('{"epoch": 1, "seq": 7, "samp' + whole + "\n" + acked + "\n" + '{"epoch": 2, "se')
-    log = AcceptedLog(path, acked_only=True)
+    log = AcceptedLog(path, promised_only=True)
     assert [(sample.machine_id, sample.counter) for sample in log.samples()] == [("m", 1)]
     with pytest.raises(StandaloneError, match=r"accepted\.jsonl:1"):
         list(AcceptedLog(path).samples())

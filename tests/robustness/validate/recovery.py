@@ -44,9 +44,10 @@ async def wait_for(
     return took_s
 
 
-_WATERMARKS = (
-    "SELECT epoch, seq FROM unnest($1::bigint[], $2::bigint[]) AS e (epoch, last) JOIN watermarks USING (epoch)"
-)
+_WATERMARKS = """
+SELECT epoch, seq FROM unnest($1::bigint[], $2::bigint[]) AS e (epoch, last) JOIN watermarks USING (epoch)
+"""
+
 
 _ARRIVED = """
 SELECT epoch, mark

@@ -47,8 +47,8 @@ class Pace:
         self._tokens = min(self._tokens + (now_s - self._at_s) * self._rate, self._rate * BURST_S)
         self._at_s = now_s
 
-    async def spend(self, size: int) -> None:
-        """Wait until that many bytes may be sent. One batch larger than the burst goes into debt, and others wait."""
+    async def ready(self) -> None:
+        """Wait until something may be sent."""
         self._earn()
         while self._tokens < 0 or not self._rate:
             self._changed.clear()
@@ -56,6 +56,9 @@ class Pace:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             self._earn()
+
+    def spend(self, size: int) -> None:
+        """So much was sent. A batch larger than the burst goes into debt, and the next one waits the longer."""
         self._tokens -= size
         self.spent_bytes += size
 

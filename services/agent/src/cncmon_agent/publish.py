@@ -71,7 +71,8 @@ class _Flight:
 class _Lane:
     """What a lane may have in flight."""
 
-    def __init__(self, name: str, in_flight_max: int) -> None:
+    def __init__(self, name: str, in_flight_max: int, *, paced: bool) -> None:
+        self.paced = paced
         self.published = PUBLISHED.labels(name)
         self.room = asyncio.Semaphore(in_flight_max)
         self.waiting = asyncio.Event()
@@ -115,8 +116,8 @@ class Publisher:
         # All that is collected goes to the backlog's side of the line.
         self._batcher.go(online=True)
         self._deliveries.connected()
-        live = _Lane("live", self._settings.in_flight_max)
-        backlog = _Lane("backlog", self._settings.in_flight_max)
+        live = _Lane("live", self._settings.in_flight_max, paced=False)
+        backlog = _Lane("backlog", self._settings.in_flight_max, paced=True)
         self._lanes = [live, backlog]
         self.latency.begin()
         self.lag.begin()
@@ -184,6 +185,8 @@ class Publisher:
     async def _backlog(self, client: Client, js: JetStreamContext, lane: _Lane) -> None:
         while True:
             await self._ready(lane)
+            # Before one is chosen: what is chosen counts as on its way, and no longer as backlog to set a pace for.
+            await self.pace.ready()
             found = self._deliveries.next_backlog()
             if found is None:
                 await self._wait(lane, lane.waiting)
@@ -220,8 +223,8 @@ class Publisher:
             self._stuck = self.stream_error = _too_large(batch, client.max_payload)
             log.error("samples are kept here for now", reason=self._stuck)
             return
-        if delivery is not self._deliveries.current or lane is not self._lanes[0]:
-            await self.pace.spend(len(batch.data))
+        if lane.paced:
+            self.pace.spend(len(batch.data))
         name = batch.identity
         site, edge = self._settings.site, self._settings.edge
         flight = _Flight(delivery, seq, name.kind, lane, time.monotonic())

@@ -138,7 +138,7 @@ class Measurement:
 
     async def _figures(self, end_ns: int, kill: str | None, machines: int, hz: float) -> report.Figures:
         simulation = self._plan.simulation
-        accepted = AcceptedLog(self._accepted, acked_only=kill == "agent")
+        accepted = AcceptedLog(self._accepted, promised_only=kill == "agent")
         period_ns = round(1e9 / hz) if simulation is None else simulation.poll_interval_ms * 1_000_000
         window = compare.window_of(self._polls, end_ns, period_ns, machines)
         connection = await asyncpg.connect(self._plan.cluster.dsn)

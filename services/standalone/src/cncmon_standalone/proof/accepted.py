@@ -1,7 +1,8 @@
 """The agent's accepted log: which samples it took on, in which batch, and which batches the stream acknowledged.
 
 JSON lines: `{"epoch","seq","kind","base","samples":[[machine_id, poll_counter|null, timestamp],…]}` when a batch is in
-the agent's buffer, `{"epoch","seq","acked": stream_seq}` when the stream has it.
+the agent's buffer, `{"epoch","seq","acked": stream_seq}` when the stream has it, `{"epoch","synced": seq}` when a sync has put everything
+up to that seq on the disk.
 """
 
 from collections import Counter
@@ -34,11 +35,12 @@ class Taken(NamedTuple):
 
 class _Line(msgspec.Struct):
     epoch: int
-    seq: int
+    seq: int = 0
     kind: str = "samples"
     base: int = 0
     samples: list[tuple[str, int | None, datetime]] = []
     acked: int | None = None
+    synced: int | None = None
 
 
 _decode = msgspec.json.Decoder(_Line).decode
@@ -47,25 +49,34 @@ _decode = msgspec.json.Decoder(_Line).decode
 class AcceptedLog:
     """A log that is complete, or that a killed agent has torn (`torn`: lines that end early are no error).
 
-    acked_only: take a batch as accepted only once the stream had acknowledged it, which is all that an agent without a
-    disk can promise when it is killed.
+    promised_only: take a batch as accepted only once it was synced, or the stream had acknowledged it: what an agent
+    promises that is killed.
     """
 
-    def __init__(self, path: Path, *, acked_only: bool = False) -> None:
+    def __init__(self, path: Path, *, promised_only: bool = False) -> None:
         self._path = path
-        self._acked_only = acked_only
+        self._promised_only = promised_only
         self._acked: set[tuple[int, int]] = set()
-        if acked_only:
-            self._acked = {(line.epoch, line.seq) for line in self._lines() if line.acked is not None}
+        self._synced: dict[int, int] = {}
+        for line in self._lines() if promised_only else ():
+            if line.acked is not None:
+                self._acked.add((line.epoch, line.seq))
+            elif line.synced is not None:
+                self._synced[line.epoch] = line.synced
 
     def samples(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Taken]:
         """Yield the accepted samples of the machines that are wanted."""
         for line in self._lines():
-            if line.acked is not None or (self._acked_only and (line.epoch, line.seq) not in self._acked):
+            if line.acked is not None or line.synced is not None:
+                continue
+            if self._promised_only and not self._is_promised(line):
                 continue
             for frame, (machine_id, counter, timestamp) in enumerate(line.samples):
                 if wanted(machine_id):
                     yield Taken(machine_id, counter, timestamp, Place(line.epoch, line.seq, frame))
+
+    def _is_promised(self, line: _Line) -> bool:
+        return line.seq <= self._synced.get(line.epoch, 0) or (line.epoch, line.seq) in self._acked
 
     def machines(self) -> Counter[str]:
         """Return how many samples of each machine there are."""
@@ -77,7 +88,7 @@ class AcceptedLog:
                 try:
                     yield _decode(text)
                 except msgspec.MsgspecError as error:
-                    if not self._acked_only:
+                    if not self._promised_only:
                         raise StandaloneError(f"the agent's accepted log {self._path}:{number}: {error}") from error
                     # What the killed agent was writing; the next start's first line may hang on to it.
                     start = text.rfind(b'{"epoch"')

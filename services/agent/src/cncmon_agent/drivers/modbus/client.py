@@ -98,7 +98,7 @@ class Client(asyncio.Protocol):
         self.connected = False
 
     def ask(self, question: Question) -> "asyncio.Future[bytes]":
-        """Send a request; the future has the data of its answer: registers as big-endian bytes, or bits from the lowest.
+        """Send a request; the future has the answer's data: registers as big-endian bytes, or bits from the lowest.
 
         Not before the one before is done. A cancelled future is an answer that is dropped when it comes.
 
@@ -208,7 +208,7 @@ class Client(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() >= self._deadline_s:
-            self._fail(UnreachableError("no answer in time"))
+            self._fail(UnreachableError("it is silent"))
         else:
             self._arm()
 
