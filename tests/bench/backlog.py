@@ -36,6 +36,7 @@ class Filled(NamedTuple):
 
 def fill(data: Path, seconds: float, settings: AgentSettings) -> Filled:
     """Write `seconds` of samples that end now, 250 a second, and leave the folder as a stopped agent does."""
+    data.mkdir(parents=True, exist_ok=True)
     epochs = Epochs(data, settings.site, settings.edge)
     spool = Spool(data / "spool", spool_settings(settings))
     log = spool.begin(epochs.current.epoch)

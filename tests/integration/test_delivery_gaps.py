@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -40,7 +41,7 @@ async def store(postgres_dsn: str) -> AsyncIterator[Store]:
     made.close()
 
 
-async def patiently(store: Store, *messages: ingest.Any) -> Outcome:
+async def patiently(store: Store, *messages: Any) -> Outcome:
     """Write as a worker does: what lost against another transaction is tried again."""
     while True:
         try:
@@ -188,7 +189,7 @@ async def test_delivery_b5_a_gap_of_any_length_is_one_row(store: Store, database
     ids=str,
 )
 async def test_delivery_b5_a_declaration_that_makes_no_sense_is_a_dead_letter(
-    store: Store, database: asyncpg.Connection, changes: dict[str, ingest.Any]
+    store: Store, database: asyncpg.Connection, changes: dict[str, Any]
 ) -> None:
     sound = {"epoch": EPOCH, "seq_from": 1, "seq_to": 5, "samples": 1, "reason": "lost"}
     event = encode_event(Event("gap", datetime.now(UTC), data=sound | changes))

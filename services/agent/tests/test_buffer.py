@@ -1,4 +1,4 @@
-"""The conformance suite of buffers: every tier passes all of it. A new tier adds one entry to `testkit.buffers.TIERS`."""
+"""The conformance suite of buffers: every tier passes all of it. A new tier is an entry of `testkit.buffers.TIERS`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,8 +2,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cncmon_agent.signals import offline_sample, to_sample
+from cncmon_agent.signals import SampleMaker, offline_sample, to_sample
 from cncmon_core.machine import SAMPLE_SIGNALS
 from cncmon_core.sample import CORE_FIELDS, INT64_MAX, Sample, decode_sample, encode_sample
 
@@ -79,3 +81,35 @@ def test_a_machine_that_can_not_be_read_is_offline_and_nothing_else() -> None:
     sample = offline_sample("cnc-001", NOW)
     assert sample == Sample("cnc-001", NOW, None, None, machine_state="offline")
     assert decode_sample(encode_sample(sample)) == sample
+
+
+NAMES = [*sorted(SAMPLE_SIGNALS), "door_open", "poll_counter", "anomaly_score"]
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 64), 1 << 64)
+    | st.floats()
+    | st.sampled_from(["running", "idle", "x" * 1025, ""])
+)
+POLLS = st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), min_size=1, max_size=4)
+
+
+@given(POLLS)
+def test_what_goes_where_is_the_same_found_out_once_or_each_time(polls: list[dict[str, Any]]) -> None:
+    maker = SampleMaker("cnc-001")
+    for values in polls:
+        for _ in range(2):
+            errors: dict[str, str] = {}
+            expected_errors: dict[str, str] = {}
+            sample = maker.make(NOW, values, errors)
+            expected = to_sample("cnc-001", NOW, values, expected_errors)
+            # By repr: a NaN is not equal to itself, and 1 is to 1.0 and True.
+            assert repr(sample) == repr(expected)
+            assert errors == expected_errors
+
+
+def test_extras_are_not_shared_between_samples() -> None:
+    maker = SampleMaker("cnc-001")
+    first = maker.make(NOW, {"door_open": True}, {})
+    first.extras = (first.extras or {}) | {"flag": True}
+    assert maker.make(NOW, {"door_open": False}, {}).extras == {"door_open": False}

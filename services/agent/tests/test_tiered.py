@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testkit.buffers import EPOCH, SEGMENT_BYTES, TIERS, Spools, content, sync
 
 from cncmon_agent.batch import Batch
 from cncmon_agent.buffer.hot import REFUSED, HotRing
 from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.spool import Spool
 from cncmon_agent.buffer.tiered import TieredBuffer
+from testkit.buffers import EPOCH, SEGMENT_BYTES, TIERS, Spools, content, sync
 
 
 @pytest.fixture
@@ -49,10 +49,6 @@ def test_a_batch_is_in_the_log_before_it_can_be_published(log: SegmentLog) -> No
     ring = HotRing(1 << 20)
     seen: list[tuple[int, int]] = []
 
-    class Watched(TieredBuffer):
-        def get(self, seq: int) -> Batch | None:
-            return super().get(seq)
-
     class WatchedLog:
         def __getattr__(self, name: str):
             return getattr(log, name)
@@ -62,7 +58,7 @@ def test_a_batch_is_in_the_log_before_it_can_be_published(log: SegmentLog) -> No
             seen.append((ring.range()[1], log.range()[1]))
             return taken
 
-    buffer = Watched(ring, WatchedLog())
+    buffer = TieredBuffer(ring, WatchedLog())
     fill(buffer, 2)
     assert seen == [(1, 2), (2, 3)]
 
@@ -105,7 +101,7 @@ def test_what_is_not_synced_is_pinned_and_then_refused_and_counted(
     assert end > 4
     assert REFUSED._value.get() == refused + 1
     assert seqs(ring) == list(range(3, end)), "the synced ones have given way, the others are all there"
-    assert log.range() == ring.range()[:0] + (1, end), "the log has not taken what memory refused"
+    assert log.range() == (1, end), "the log has not taken what memory refused"
     sync(spool)
     assert buffer.append(batch(end))
 

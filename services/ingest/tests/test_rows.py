@@ -56,7 +56,7 @@ def same(found: Any, value: Any) -> bool:
 @given(st.lists(samples, min_size=1, max_size=20))
 async def test_postgresql_reads_what_was_packed(database: asyncpg.Connection, given_samples: list[Sample]) -> None:
     await database.execute("TRUNCATE sensor_data")
-    await copy(database, [rows.pack(sample) for sample in given_samples])
+    await copy(database, [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in given_samples])
     found = await database.fetch("SELECT * FROM sensor_data ORDER BY ctid")
     for row, sample in zip(found, given_samples, strict=True):
         assert row["time"] == sample.timestamp

@@ -1,5 +1,6 @@
 """Agents in the test's own process: where many are needed, or recorded samples are fed at an accelerated clock."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from testkit.agent import running_agent
 LINGER_S = 2.0
 """Of an agent without a connection (`linger_offline_ms`): what decides how many batches an outage has."""
 
+BATCHES_UNSYNCED_MAX = 250
+"""So many are accepted at once: in a real outage the disk is not asked for more between two syncs, either."""
+
+SYNC_S_MAX = 30.0
+
 
 @dataclass(frozen=True)
 class LocalAgent:
@@ -26,11 +32,19 @@ class LocalAgent:
     generator: Generator
 
     async def live_through(self, seconds: float, *, interval_s: float = 1.0, linger_s: float = LINGER_S) -> int:
-        """Accept what an outage of so many seconds brings, as fast as it goes; return how many samples."""
+        """Accept what an outage of so many seconds brings, as fast as the disk takes it; return how many samples."""
         batcher = self.agent.batcher
-        return await self.generator.run(
-            batcher.add, batcher.cut, seconds=seconds, interval_s=interval_s, linger_s=linger_s
-        )
+        given = 0
+        while seconds > 0:
+            part_s = min(seconds, BATCHES_UNSYNCED_MAX * linger_s)
+            given += await self.generator.run(
+                batcher.add, batcher.cut, seconds=part_s, interval_s=interval_s, linger_s=linger_s
+            )
+            seconds -= part_s
+            # An agent that has died is told of where it is awaited.
+            async with asyncio.timeout(SYNC_S_MAX):
+                await self.agent.storage.synced(self.agent.storage.buffer.range()[1] - 1)
+        return given
 
     def accept_now(self) -> None:
         """Accept one live sample of each of the generator's machines."""

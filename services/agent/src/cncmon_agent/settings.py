@@ -95,7 +95,7 @@ class AgentSettings(Struct, frozen=True):
         float, Meta(ge=0, description="So long, while online, before samples are stamped all the same, and flagged.")
     ] = 600.0
     heartbeat_ms: Annotated[int, Meta(ge=100, description="Time between two heartbeats.")] = 5000
-    state_save_ms: Annotated[int, Meta(ge=100, description="Time between two writes of the epochs file.")] = 5000
+    state_save_ms: Annotated[int, Meta(ge=100, description="Time between two writes of the epochs file.")] = 60_000
     offline_after_failures: Annotated[
         int, Meta(ge=1, description="Polls that must fail in a row before a machine is offline.")
     ] = 3

@@ -14,14 +14,21 @@ log = logs.get(__name__)
 ACK_PENDING_PER_WORKER = 4
 """Fetch sizes in flight a worker: fewer stall a drain (rule B8 of docs/delivery.md)."""
 
+CONFIG_HISTORY = 8
+"""Configurations of an edge kept, to go back to."""
+
 
 async def ensure(client: Client, settings: IngestSettings) -> None:
     """Make or update stream `CNC_DATA`, durable `PROCESSOR` and the KV buckets. Safe to run at any time, by anyone."""
     js = client.jetstream(timeout=10)
     await _ensure_stream(js, stream_config(settings))
     await _ensure_consumer(js, settings)
-    for bucket, ttl_s in ((names.KV_STATUS, settings.status_ttl_s), (names.KV_WATERMARK, 0)):
-        await _ensure_bucket(js, bucket, ttl_s, settings.stream_replicas)
+    for bucket, ttl_s, history in (
+        (names.KV_STATUS, settings.status_ttl_s, 1),
+        (names.KV_WATERMARK, 0, 1),
+        (names.KV_CONFIG, 0, CONFIG_HISTORY),
+    ):
+        await _ensure_bucket(js, bucket, ttl_s, history, settings.stream_replicas)
 
 
 def stream_config(settings: IngestSettings) -> api.StreamConfig:
@@ -86,14 +93,14 @@ async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> No
     log.info("consumer made or updated", consumer=names.DURABLE)
 
 
-async def _ensure_bucket(js: JetStreamContext, bucket: str, ttl_s: int, replicas: int) -> None:
+async def _ensure_bucket(js: JetStreamContext, bucket: str, ttl_s: int, history: int, replicas: int) -> None:
     try:
         await js.stream_info(f"KV_{bucket}")
     except NotFoundError:
         await js.create_key_value(
             api.KeyValueConfig(
                 bucket=bucket,
-                history=1,
+                history=history,
                 ttl=ttl_s or None,
                 storage=api.StorageType.FILE,
                 replicas=replicas,

@@ -110,12 +110,8 @@ def decode(incoming: Incoming, limits: Limits) -> Decoded:
         parts, tail = frames.split(payload)
     except MessageError as error:
         return _buried(incoming, origin, known, error)
-    take = _take_event if known and known.kind == "events" else _take_sample
-    for number, part in enumerate(parts):
-        try:
-            take(decoded, number, part, limits)
-        except FrameError as error:
-            decoded.dead.append(DeadLetter(number, error.reason, error.detail, part))
+    take = _take_events if known and known.kind == "events" else _take_samples
+    take(decoded, parts, limits)
     if tail:
         decoded.dead.append(DeadLetter(len(parts), tail.reason, tail.detail, tail.raw))
     return decoded
@@ -144,17 +140,30 @@ def _buried(incoming: Incoming, origin: Origin, known: Identity | None, error: R
     return decoded
 
 
-def _take_sample(decoded: Decoded, number: int, frame: bytes, limits: Limits) -> None:
-    sample = decode_sample(frame)
-    check_time(sample, limits)
-    day = sample.timestamp.toordinal()
-    if day not in decoded.days:
-        if len(decoded.days) >= DAYS_MAX:
-            raise FrameError("too_many_days", f"the message's samples lie on more than {DAYS_MAX} days")
-        decoded.days.add(day)
-    decoded.packed.append(rows.pack(sample))
-    decoded.frame_numbers.append(number)
-    decoded.machine_ids.add(sample.machine_id)
+def _take_samples(decoded: Decoded, parts: list[bytes], limits: Limits) -> None:
+    oldest_us, newest_us = rows.microseconds(limits.oldest), rows.microseconds(limits.newest)
+    packed, numbers, machines, days = decoded.packed, decoded.frame_numbers, decoded.machine_ids, decoded.days
+    pack, microseconds, day_of = rows.pack, rows.microseconds, rows.day
+    for number, part in enumerate(parts):
+        try:
+            sample = decode_sample(part)
+            time_us = microseconds(sample.timestamp)
+            if not oldest_us <= time_us <= newest_us:
+                check_time(sample, limits)
+            if (day := day_of(time_us)) not in days:
+                _add_day(days, day)
+            packed.append(pack(sample, time_us))
+        except FrameError as error:
+            decoded.dead.append(DeadLetter(number, error.reason, error.detail, part))
+            continue
+        numbers.append(number)
+        machines.add(sample.machine_id)
+
+
+def _add_day(days: set[int], day: int) -> None:
+    if len(days) >= DAYS_MAX:
+        raise FrameError("too_many_days", f"the message's samples lie on more than {DAYS_MAX} days")
+    days.add(day)
 
 
 def check_time(sample: Sample, limits: Limits) -> None:
@@ -168,8 +177,12 @@ def check_time(sample: Sample, limits: Limits) -> None:
         raise FrameError("too_old", f"timestamp {sample.timestamp.isoformat()} is older than the retention")
 
 
-def _take_event(decoded: Decoded, _number: int, frame: bytes, _limits: Limits) -> None:
-    decoded.events.append(decode_event(frame))
+def _take_events(decoded: Decoded, parts: list[bytes], _limits: Limits) -> None:
+    for number, part in enumerate(parts):
+        try:
+            decoded.events.append(decode_event(part))
+        except FrameError as error:
+            decoded.dead.append(DeadLetter(number, error.reason, error.detail, part))
 
 
 def headers_of(raw: Mapping[str, Any] | None) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[list[bytes
     if row["frame"] != WHOLE_MESSAGE:
         sample = decode_sample(row["payload"])
         check_time(sample, limits)
-        return [rows.pack(sample)], []
+        return [rows.pack(sample, rows.microseconds(sample.timestamp))], []
     headers = msgspec.json.decode(row["headers"])
     decoded = decode(Incoming(row["subject"], headers, row["payload"], row["stream_seq"], datetime.now(UTC)), limits)
     if decoded.dead:

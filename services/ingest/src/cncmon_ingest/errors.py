@@ -6,6 +6,7 @@ CncmonError
 ├── RefusedError       the database refuses data: find which frame, dead-letter it, store the rest
 ├── RetryError         lost against another worker: try the same again at once
 ├── MigrationError     the schema can't be brought up to date: stop, say why
+├── ExportError        a file is no export that can be read: tell, go on with the next
 └── FeedError          the consumer or its stream is gone: begin a new session
 """
 
@@ -36,6 +37,10 @@ class RetryError(CncmonError):
 
 class MigrationError(CncmonError):
     """The schema can't be brought up to date."""
+
+
+class ExportError(CncmonError):
+    """A file, or the rest of it, can't be imported; says why."""
 
 
 class FeedError(CncmonError):

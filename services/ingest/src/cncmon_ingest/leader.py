@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, Never
 
 import asyncpg
 import msgspec
@@ -22,8 +22,10 @@ from cncmon_core import logs, names
 from cncmon_core.names import Origin
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
 from cncmon_ingest import metrics
+from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.edges import Edges
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import connect
@@ -54,6 +56,21 @@ class _Place(NamedTuple):
     floor: int
 
 
+class _Interval:
+    """Says when something is due that need not be done in every round."""
+
+    def __init__(self, interval_ms: int) -> None:
+        self._interval_s = interval_ms / 1000
+        self._last_s = -math.inf
+
+    def due(self, now_s: float) -> bool:
+        """Return whether it is, and count from now if so."""
+        if now_s - self._last_s < self._interval_s:
+            return False
+        self._last_s = now_s
+        return True
+
+
 class Leader:
     """Tries to lead for as long as a NATS session lasts."""
 
@@ -71,10 +88,11 @@ class Leader:
                 continue
             try:
                 await self._with(connection, client)
-            except DATABASE_ERRORS as error:
-                log.info("leadership ended", reason=str(translate(error)))
+            except* DATABASE_ERRORS as errors:
+                log.info("leadership ended", reason=str(translate(errors.exceptions[0])))
             finally:
                 metrics.LEADER.set(0)
+                metrics.EDGE_CLONES.clear()
                 connection.terminate()
             await asyncio.sleep(1)
 
@@ -86,21 +104,33 @@ class Leader:
         metrics.LEADER.set(1)
         log.info("leading: this worker computes the watermarks")
         js = client.jetstream(timeout=10)
+        edges = Edges()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(edges.listen(js))
+            await self._lead(connection, js, edges)
+
+    async def _lead(self, connection: asyncpg.Connection, js: JetStreamContext, edges: Edges) -> Never:
         teller = _Teller(connection, await js.key_value(names.KV_WATERMARK))
         self._stream_created = await _created(js)
-        swept_s = -math.inf
+        settings = self._settings
+        sweeps, writes = _Interval(settings.sweep_interval_ms), _Interval(settings.edges_interval_ms)
+        abandoned = Abandoned(settings.abandon_grace_s)
         while True:
             # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
             place = await _place(js, self._stream_created)
             changed = await advance(connection)
-            if time.monotonic() - swept_s >= self._settings.sweep_interval_ms / 1000:
-                swept_s = time.monotonic()
-                changed |= await self._sweep(connection, js, place)
+            now_s = time.monotonic()
+            if writes.due(now_s):
+                await edges.write(connection, now_s)
+            if sweeps.due(now_s):
+                changed |= await self._sweep(connection, js, place, abandoned)
                 teller.forget()
             await teller.tell(changed, place)
-            await asyncio.sleep(self._settings.leader_interval_ms / 1000)
+            await asyncio.sleep(settings.leader_interval_ms / 1000)
 
-    async def _sweep(self, connection: asyncpg.Connection, js: JetStreamContext, place: _Place) -> set[Origin]:
+    async def _sweep(
+        self, connection: asyncpg.Connection, js: JetStreamContext, place: _Place, abandoned: Abandoned
+    ) -> set[Origin]:
         """Do what need not be done in every round; return the edges whose documents are to be looked at again."""
         stream = await js.stream_info(names.STREAM)
         await connection.execute("UPDATE delivery SET stream_created = $1, committed_floor = $2", *place)
@@ -110,6 +140,7 @@ class Leader:
             *(names.STREAM, stream.state.first_seq, place.stream_created),
         )
         await care_for_stream(js, self._settings, place.floor)
+        await abandoned.look(connection, stream.state.last_seq, place.floor)
         return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
 
 

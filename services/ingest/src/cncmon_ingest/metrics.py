@@ -8,6 +8,8 @@ DEAD = Counter("cncmon_ingest_dead_letters", "Dead letters written, by reason.",
 GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
 )
+HEARTBEATS_BAD = Counter("cncmon_ingest_heartbeats_bad", "Heartbeats that could not be used.")
+EDGE_CLONES = Gauge("cncmon_ingest_edge_clones", "Processes under one edge's name, where several.", ["site", "edge"])
 COMMIT_SECONDS = Histogram(
     "cncmon_ingest_commit_seconds",
     "Duration of one transaction.",

@@ -16,44 +16,63 @@ TRAILER: Final = b"\xff\xff"
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """PostgreSQL counts timestamptz in µs from here."""
+_EPOCH_ORDINAL: Final = _EPOCH.toordinal()
 _NULL = b"\xff\xff\xff\xff"
-_HEAD = Packer(">hiqi").pack
+_DAY_US: Final = 86_400_000_000
 _LENGTH = Packer(">i").pack
 _FLOAT = Packer(">id").pack
 _SEVEN_FLOATS = Packer(">" + "id" * 7).pack
 _INT = Packer(">iq").pack
+_LINE_AND_POWER = Packer(">iqid").pack
+_TWO_INTS = Packer(">iqiq").pack
+_HEAD = Packer(">hiq").pack
 _COLUMN_COUNT = len(COLUMNS)
 _STATES = {state: _LENGTH(len(state)) + state.encode() for state in STATES}
 _encode_extras = msgspec.json.Encoder().encode
 _JSONB_VERSION = b"\x01"
 
+TEXTS_MAX: Final = 4096
+_texts: dict[str | None, bytes] = {None: _NULL}
+"""Texts as they are packed: machines, modes and programs are few, and come again in every row."""
 
-def pack(sample: Sample) -> bytes:
-    """Return one row in the order of `COLUMNS`.
+
+def microseconds(moment: datetime) -> int:
+    """Return a time as PostgreSQL counts it."""
+    since = moment - _EPOCH
+    return since.days * _DAY_US + since.seconds * 1_000_000 + since.microseconds
+
+
+def day(time_us: int) -> int:
+    """Return the ordinal of the day (UTC) that a time lies on."""
+    return time_us // _DAY_US + _EPOCH_ORDINAL
+
+
+def pack(sample: Sample, time_us: int) -> bytes:
+    """Return one row in the order of `COLUMNS`. time_us: the sample's `microseconds`.
 
     `extras` goes as jsonb (one version byte, then text), everything unavailable as NULL.
     """
-    since = sample.timestamp - _EPOCH
-    microseconds = since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds
-    machine_id = sample.machine_id.encode()
-    state, line, extras = sample.machine_state, sample.active_program_line, sample.extras
-    row = (
-        _HEAD(_COLUMN_COUNT, 8, microseconds, len(machine_id))
-        + machine_id
-        + _measured(sample)
-        + (_STATES[state] if state else _NULL)
-        + (_NULL if line is None else _INT(8, line))
-        + _float(sample.total_power_kw)
-        + _text(sample.mode)
-        + _text(sample.program)
-        + _int(sample.part_count)
-        + _int(sample.tool_number)
-        + _float(sample.anomaly_score)
+    state, line, power = sample.machine_state, sample.active_program_line, sample.total_power_kw
+    parts, tool, extras = sample.part_count, sample.tool_number, sample.extras
+    if extras:
+        json = _encode_extras(extras)
+        packed_extras = _LENGTH(len(json) + 1) + _JSONB_VERSION + json
+    else:
+        packed_extras = _NULL
+    return b"".join(
+        (
+            _HEAD(_COLUMN_COUNT, 8, time_us),
+            _texts.get(sample.machine_id) or _text(sample.machine_id),
+            _measured(sample),
+            _STATES[state] if state else _NULL,
+            _int(line) + _float(power) if line is None or power is None else _LINE_AND_POWER(8, line, 8, power),
+            _texts.get(sample.mode) or _text(sample.mode),
+            _texts.get(sample.program) or _text(sample.program),
+            _int(parts) + _int(tool) if parts is None or tool is None else _TWO_INTS(8, parts, 8, tool),
+            _float(sample.anomaly_score),
+            packed_extras,
+        )
     )
-    if not extras:
-        return row + _NULL
-    json = _encode_extras(extras)
-    return row + _LENGTH(len(json) + 1) + _JSONB_VERSION + json
 
 
 def _measured(sample: Sample) -> bytes:
@@ -79,4 +98,9 @@ def _text(value: str | None) -> bytes:
     if value is None:
         return _NULL
     encoded = value.encode()
-    return _LENGTH(len(encoded)) + encoded
+    packed = _LENGTH(len(encoded)) + encoded
+    if len(_texts) >= TEXTS_MAX:
+        _texts.clear()
+        _texts[None] = _NULL
+    _texts[value] = packed
+    return packed

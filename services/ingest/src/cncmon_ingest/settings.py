@@ -35,5 +35,11 @@ class IngestSettings(Struct, frozen=True):
     )
     leader_interval_ms: Annotated[int, Meta(ge=10, description="Time between two watermark rounds.")] = 200
     sweep_interval_ms: Annotated[int, Meta(ge=100, description="Time between two rounds of stream care.")] = 5000
+    edges_interval_ms: Annotated[int, Meta(ge=50, description="Time between two writes of the edges' heartbeats.")] = (
+        2000
+    )
+    abandon_grace_s: Annotated[
+        float, Meta(ge=0, description="An epoch is abandoned when its edge's heartbeats have lacked it for so long.")
+    ] = 900.0
     bootstrap_timeout_ms: Annotated[int, Meta(ge=0, description="How long bootstrap waits for both servers.")] = 60_000
     hold_retry_ms_max: Annotated[int, Meta(ge=100, description="Longest wait between tries during an outage.")] = 5000

@@ -1,7 +1,6 @@
 """A worker: take messages, decode, commit, acknowledge. Holds while the database is away, buries what it refuses."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -9,18 +8,17 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from cncmon_core import logs, names
-from cncmon_ingest import bootstrap, metrics
-from cncmon_ingest.decode import DAYS_MAX, DeadLetter, Decoded, Incoming, Limits, decode, frames_of, headers_of
-from cncmon_ingest.errors import OutageError, RefusedError, RetryError
+from cncmon_ingest import bootstrap
+from cncmon_ingest.commit import commit
+from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode, headers_of
+from cncmon_ingest.errors import OutageError
 from cncmon_ingest.feed import Feed
 from cncmon_ingest.hold import Hold
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import Outcome, Store, connect
+from cncmon_ingest.store import Store, connect
 
 log = logs.get(__name__)
 
-RETRIES_MAX = 10
-"""Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
 TAKE_S = 1.0
 PORTION_BYTES_MAX = 32 << 20
 """Decompressed payload in one transaction: a few hundred bytes on the wire may be 16 MiB."""
@@ -142,10 +140,10 @@ class Worker:
     async def _commit_portion(self, portion: list[tuple[Msg, Decoded]], hold: Hold) -> bool:
         decoded = [item for _, item in portion]
 
-        async def commit() -> None:
+        async def step() -> None:
             await self._commit(decoded)
 
-        if not await hold.until(commit, self._in_hand):
+        if not await hold.until(step, self._in_hand):
             return False
         for message, item in portion:
             # Committed: what could not be decoded at all need never come again.
@@ -175,66 +173,12 @@ class Worker:
         store = self._store
         if store is None:
             raise OutageError("no connection")
-        parts: list[Sequence[Decoded]] = [decoded]
         try:
-            while parts:
-                part = parts.pop()
-                try:
-                    self._count(await self._write(store, part))
-                except RefusedError as error:
-                    if len(part) > 1:
-                        middle = len(part) // 2
-                        parts += [part[middle:], part[:middle]]
-                    else:
-                        await self._bury_refused(store, part[0], error)
-                        parts.append(part)
+            done = await commit(store, decoded)
         except OutageError as error:
             self._problem = f"database: {error}"
             await self._drop_store()
             raise
+        if done.database_time is not None:
+            self._offset = done.database_time - datetime.now(UTC)
         self._problem = None
-
-    async def _write(self, store: Store, part: Sequence[Decoded]) -> Outcome:
-        for _ in range(RETRIES_MAX):
-            started = time.perf_counter()
-            try:
-                outcome = await store.write(part)
-            except RetryError as error:
-                metrics.RETRIES.inc()
-                log.info("transaction tried again", reason=str(error))
-                continue
-            metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
-            self._offset = outcome.database_time - datetime.now(UTC)
-            return outcome
-        raise OutageError(f"lost {RETRIES_MAX} times in a row against other transactions")
-
-    async def _bury_refused(self, store: Store, message: Decoded, error: RefusedError) -> None:
-        """Move the rows that the database refuses to the dead letters; if it is none of them, the whole message."""
-        if message.whole_dead:
-            raise OutageError(f"the database refuses a dead letter: {error}")
-        try:
-            refused = await store.refused_frames(message) if message.packed else {}
-        except RetryError as retry:
-            raise OutageError(str(retry)) from retry
-        if not refused:
-            message.bury("refused_by_database", str(error))
-            return
-        originals = frames_of(message.incoming)
-        for number, said in sorted(refused.items()):
-            message.dead.append(DeadLetter(number, "refused_by_database", said, originals[number]))
-        keep = [index for index, number in enumerate(message.frame_numbers) if number not in refused]
-        message.packed = [message.packed[index] for index in keep]
-        message.frame_numbers = [message.frame_numbers[index] for index in keep]
-
-    def _count(self, outcome: Outcome) -> None:
-        samples = 0
-        for message in outcome.new:
-            metrics.MESSAGES.labels("dead" if message.whole_dead else "stored").inc()
-            samples += len(message.packed)
-            for letter in message.dead:
-                metrics.DEAD.labels(letter.reason).inc()
-                log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)
-        if outcome.known:
-            metrics.MESSAGES.labels("known").inc(len(outcome.known))
-        metrics.SAMPLES.inc(samples)
-        metrics.COMMIT_SAMPLES.observe(samples)

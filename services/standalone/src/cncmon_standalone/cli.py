@@ -22,6 +22,8 @@ app = typer.Typer(
     epilog="First look: cncmon demo. Your own machines: cncmon up -f machines.yaml.",
 )
 dlq = typer.Typer(no_args_is_help=True, help="Dead letters: samples and messages that could not be stored.")
+machines = typer.Typer(no_args_is_help=True, help="Take away what edges have.")
+app.add_typer(machines, name="delete", short_help="Take machines from their edges.")
 app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay.")
 
 
@@ -30,6 +32,11 @@ def _seconds(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _seconds_or_none(text: str) -> float:
+    # A default comes through here, too.
+    return 0.0 if str(text).strip() in ("0", "0s") else _seconds(str(text))
 
 
 Data = Annotated[
@@ -129,6 +136,61 @@ def up(
     from cncmon_standalone import up as command
 
     _run(command.run(command.Options(files, data, api_port, nats_port, postgres_port, workers)))
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Wait = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        parser=_seconds_or_none,
+        metavar="DURATION",
+        help="How long to wait for the edges to say that they run it; 0: not at all.",
+        show_default="10s",
+    ),
+]
+
+
+@app.command("apply", short_help="Add or change machines while it runs.")
+def apply_command(
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "-f", "--file", metavar="FILE_OR_DIR", exists=True, help="Machine documents (YAML), or a folder of them."
+        ),
+    ],
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the machines of these edges that the files don't name.")
+    ] = False,
+    dry_run: DryRun = False,
+    wait: Wait = 10.0,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Add machines or change them while everything runs: only what changed is read anew, and nothing is lost on others.
+
+    All documents are applied, or none. Exit status 1 when an edge refuses its new configuration (the one before runs
+    on), 2 when the files can't be used.
+    """
+    from cncmon_standalone.configure import commands
+
+    options = commands.Options(data, dry_run=dry_run, as_json=as_json, wait_s=wait)
+    raise typer.Exit(_run(commands.apply_files(files, options, prune=prune)))
+
+
+@machines.command("machine")
+def delete_machine(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    dry_run: DryRun = False,
+    wait: Wait = 10.0,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Stop reading machines. What they sent stays stored."""
+    from cncmon_standalone.configure import commands
+
+    options = commands.Options(data, dry_run=dry_run, as_json=as_json, wait_s=wait)
+    raise typer.Exit(_run(commands.delete(names, options)))
 
 
 @app.command(short_help="What runs, its addresses, what waits.")

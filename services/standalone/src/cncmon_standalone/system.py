@@ -45,11 +45,10 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to run. `machines`: files and folders of Machine documents, beside the simulated ones."""
+    """Everything that is to run. What the agents read is not said here: they are told while they run (`configure`)."""
 
     folder: DataFolder
     edges: Sequence[Edge] = (Edge(),)
-    machines: Sequence[Path] = ()
     workers: int = 1
     api_port: int = API_PORT
     nats_port: int = NATS_PORT
@@ -191,12 +190,10 @@ class _Build:
 
     def agent(self, edge: Edge) -> Part:
         plan = self._plan
-        machines = [*plan.machines, *([plan.simulated_file] if plan.simulation else [])]
         folder = plan.agent_folder(edge)
         environ = {
             "CNCMON_AGENT_SITE": edge.site,
             "CNCMON_AGENT_EDGE": edge.edge,
-            "CNCMON_AGENT_MACHINES": ",".join(map(str, machines)),
             "CNCMON_AGENT_DATA_DIR": str(folder),
             "CNCMON_AGENT_ACCEPTED_LOG": str(plan.accepted_log or ""),
         }

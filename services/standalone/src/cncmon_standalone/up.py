@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from cncmon_core import machine_files
 from cncmon_standalone import console, folder, live, session, state, system
+from cncmon_standalone.configure import at_start
 from cncmon_standalone.errors import UnusableError
 from cncmon_standalone.supervise.supervisor import Supervisor
 
@@ -47,7 +48,6 @@ async def run(options: Options) -> None:
     plan = system.Plan(
         folder=data,
         edges=[system.Edge(*edge) for edge in sorted(edges)],
-        machines=files,
         workers=options.workers,
         api_port=options.api_port,
         nats_port=options.nats_port,
@@ -60,6 +60,8 @@ async def run(options: Options) -> None:
 
     async def body(supervisor: Supervisor) -> None:
         async with progress.never_silent("starting"):
+            await supervisor.wait_ready(["bootstrap"])
+            await at_start.configure(plan.nats_url, found.machines, progress)
             await supervisor.wait_ready()
         progress.line(f"\n  [bold]{plan.api_url}[/]   Ctrl-C stops it, data stay in {escape(str(data.root))}\n")
         await live.show(supervisor, progress, live.Line(plan, every_s=LINE_S_NO_TERMINAL))

@@ -103,7 +103,7 @@ class SegmentLog:
             if segment.last <= last:
                 self._give_up(segment)
             else:
-                self._give_up_part(segment, last)
+                self._give_up_part(segment, max(self._head, segment.first), last)
         for batch in self.appender.forget(last):
             self._count_out(1, batch.samples, batch.bytes)
         self._head = last + 1
@@ -190,7 +190,7 @@ class SegmentLog:
                 ranges.add(by.bad, max(low, by.first), min(high, by.last))
         self._count_out(segment.batches - by.batches, segment.samples - by.samples, segment.bytes - by.bytes)
         if by.first < self._head:
-            self._give_up_part(by, min(self._head - 1, by.last))
+            self._give_up_part(by, by.first, min(self._head - 1, by.last))
         self._settle()
 
     def close(self) -> None:
@@ -252,14 +252,14 @@ class SegmentLog:
         self.segments.remove(segment)
         self._store.release(segment)
 
-    def _give_up_part(self, segment: Segment, last: int) -> None:
+    def _give_up_part(self, segment: Segment, first: int, last: int) -> None:
         try:
             index = self._readers.index_of(segment)
         except OSError:
             self._store.counters.read_errors += 1
             self._lose(segment)
             return
-        for seq in range(max(self._head, segment.first), last + 1):
+        for seq in range(first, last + 1):
             if segment.is_held(seq):
                 entry = index[seq - segment.first]
                 segment.give_up(entry)

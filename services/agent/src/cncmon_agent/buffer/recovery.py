@@ -9,6 +9,7 @@ import msgspec
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.names import SegmentName
 from cncmon_agent.buffer.quarantine import Quarantine
+from cncmon_agent.buffer.reading import PASSING
 from cncmon_agent.buffer.scan import Found, scan
 from cncmon_agent.buffer.segment import Segment, Tier, of_scan
 from cncmon_agent.buffer.store import Store
@@ -17,7 +18,8 @@ from cncmon_agent.buffer.store import Store
 class Leftover(msgspec.Struct, eq=False):
     """A segment file of an earlier start. found: what the scan found; None before it and when the file can't be opened.
 
-    done: its scan is installed. dropped: its file was needed before that.
+    done: its scan is installed. dropped: its file was needed before that. retry: it could not be opened, for a reason
+    that may pass.
     """
 
     name: SegmentName
@@ -27,6 +29,7 @@ class Leftover(msgspec.Struct, eq=False):
     found: Found | None = None
     done: bool = False
     dropped: bool = False
+    retry: bool = False
 
     @property
     def path(self) -> Path:
@@ -35,9 +38,11 @@ class Leftover(msgspec.Struct, eq=False):
 
     def scan(self, disk: DiskCalls) -> None:
         """Read the file. In any thread; waits for the disk."""
+        self.retry = False
         try:
             fd = disk.open(self.path)
-        except OSError:
+        except OSError as error:
+            self.retry = error.errno in PASSING
             return
         try:
             with suppress(OSError):

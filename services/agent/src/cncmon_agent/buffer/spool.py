@@ -26,6 +26,9 @@ COLD_FOLDER = "cold"
 FILL_FOR_SPARE = 0.75
 """A file for the next segment is made ready when the current one is this full."""
 
+RECOVERY_ATTEMPTS = 10
+"""How often a file is tried that can't be opened for a reason that may pass, such as too many open files."""
+
 Order = Callable[[Sequence[SegmentInfo]], SegmentInfo]
 """Chooses, from segments in order of age, the one to drop."""
 
@@ -107,9 +110,11 @@ class Spool:
 
     def recover_steps(self) -> Iterator["Piece"]:
         """Yield one piece of work for each file that earlier starts left, oldest first."""
-        for epoch in list(self._leftovers):
-            for leftover in list(self._leftovers[epoch]):
-                yield Piece(self, epoch, leftover)
+        everything = [(epoch, leftover) for epoch, group in self._leftovers.items() for leftover in group]
+        for attempt in range(RECOVERY_ATTEMPTS, 0, -1):
+            for epoch, leftover in everything:
+                if not leftover.done:
+                    yield Piece(self, epoch, leftover, last=attempt == 1)
 
     def sync_work(self) -> SyncWork | None:
         """Return what has to be made durable; None when there is nothing, or the last work is still under way."""
@@ -388,9 +393,9 @@ class Spool:
         """Scan a file, in any thread."""
         leftover.scan(self._disk)
 
-    def install_leftover(self, epoch: int, leftover: Leftover) -> None:
-        """Take over a scanned file; with the last of its epoch the epoch's log is there."""
-        leftover.done = True
+    def install_leftover(self, epoch: int, leftover: Leftover, *, last: bool) -> None:
+        """Take over a scanned file; with the last of its epoch the epoch's log is there. last: it is not tried again."""
+        leftover.done = leftover.dropped or last or not leftover.retry
         group = self._leftovers.get(epoch)
         if group is None or not all(left.done for left in group):
             return
@@ -400,15 +405,19 @@ class Spool:
             log = SegmentLog(self._store, self._quarantine, epoch, group[0].name.generation)
             log.install(segments)
             self.earlier[epoch] = log
+            ordered = sorted(self.earlier.items(), key=lambda item: item[1].generation)
+            self.earlier.clear()
+            self.earlier.update(ordered)
 
 
 class Piece:
     """One file's recovery: `run` in any thread, then `install` in the spool's."""
 
-    def __init__(self, spool: Spool, epoch: int, leftover: Leftover) -> None:
+    def __init__(self, spool: Spool, epoch: int, leftover: Leftover, *, last: bool) -> None:
         self._spool = spool
         self._epoch = epoch
         self._leftover = leftover
+        self._last = last
 
     def run(self) -> None:
         """Scan the file; waits for the disk."""
@@ -417,4 +426,4 @@ class Piece:
 
     def install(self) -> None:
         """Take over what was found."""
-        self._spool.install_leftover(self._epoch, self._leftover)
+        self._spool.install_leftover(self._epoch, self._leftover, last=self._last)

@@ -109,12 +109,16 @@ class Store:
         spare = self._spare()
         if spare is None:
             return self._make(name)
-        path = self.folder / str(name)
-        self.disk.rename(spare.path, path)
+        fd = self.disk.open(spare.path, write=True)
+        try:
+            self.disk.rename(spare.path, self.folder / str(name))
+        except OSError:
+            self.disk.close(fd)
+            raise
         self.spares.remove(spare)
         self.folder_dirty = True
         self.warm_bytes += self.segment_bytes
-        return self.disk.open(path, write=True)
+        return fd
 
     def _spare(self) -> Spare | None:
         """Return a spare that may be written to; None when a new file has to be made, and may be."""
@@ -174,17 +178,24 @@ class Store:
 
     def discard(self, path: Path, *, usable: bool, file_bytes: int) -> None:
         """Make a file a spare, or remove it. It may be back after a power cut; whoever reads it then frees it again."""
+        if usable and len(self.spares) < SPARES_MAX and file_bytes == self.segment_bytes and self._spare_of(path):
+            return
         try:
-            if usable and len(self.spares) < SPARES_MAX and file_bytes == self.segment_bytes:
-                spare = Spare(self.folder / spare_name(), durable=False)
-                self.disk.rename(path, spare.path)
-                self.spares.append(spare)
-                self.folder_dirty = True
-            else:
-                self.disk.unlink(path)
+            self.disk.unlink(path)
         except OSError:
             # A disk that went away, or read-only by now. What is left over is found at the next start.
             self.counters.write_errors += 1
+
+    def _spare_of(self, path: Path) -> bool:
+        spare = Spare(self.folder / spare_name(), durable=False)
+        try:
+            self.disk.rename(path, spare.path)
+        except OSError:
+            self.counters.write_errors += 1
+            return False
+        self.spares.append(spare)
+        self.folder_dirty = True
+        return True
 
     def unpin(self, segment: Segment) -> None:
         """A work in another thread is done with a segment."""

@@ -38,7 +38,10 @@ LATE_S = 0.25
 
 
 class ConfigFollower:
-    """Knows what is configured and hands it to `apply`, all machines at once. `report`: for the heartbeat."""
+    """Knows what is configured and hands it to `apply`, all machines at once.
+
+    report: for the heartbeat. changed: set when there is a new one, so that who waits for it hears of it at once.
+    """
 
     def __init__(
         self, settings: AgentSettings, folder: Path | None, apply: Callable[[dict[str, Machine]], None]
@@ -59,6 +62,7 @@ class ConfigFollower:
         self._told = asyncio.Event()
         self._told_seq, self._told_s = 0, 0.0
         self.report = ConfigReport()
+        self.changed = asyncio.Event()
 
     async def start(self) -> None:
         """Apply what needs no network: the files, or what was last good."""
@@ -186,13 +190,16 @@ class ConfigFollower:
             self._apply(config.by_name)
 
     def _say(self, source: Source | None = None, refused_revision: int | None = None) -> None:
+        was = self.report
         self.report = ConfigReport(
             revision=self._config.revision if self._config else None,
             sha256=self._config.sha256 if self._config else None,
-            source=source or self.report.source,
+            source=source or was.source,
             errors=[*self._refused, *self._lack, *self._unkept],
             refused_revision=refused_revision if self._refused else None,
         )
+        if self.report != was:
+            self.changed.set()
 
     async def _keep(self) -> None:
         """Write what was applied to disk; what can't be written is tried again at the next poll."""

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
@@ -18,7 +17,7 @@ from cncmon_agent.epochs import Epoch
 from cncmon_agent.inspect import jsonl, parquet, text
 from cncmon_agent.inspect.errors import InspectError
 from cncmon_agent.inspect.folder import DataFolder, SegmentFile
-from cncmon_agent.inspect.listing import by_epoch
+from cncmon_agent.inspect.listing import by_epoch, holes
 from cncmon_agent.inspect.reading import Content, Reader
 from cncmon_agent.inspect.verify import Problem
 from cncmon_agent.ranges import Ranges
@@ -159,8 +158,7 @@ class _Walk:
                 lost = list(ranges.missing(held, damage.first, damage.last)) if damage.first <= damage.last else []
                 if lost or damage.first > damage.last:
                     self._summary.damage.append(Problem(str(reader.file.path), epoch, damage.what, lost))
-        gaps = [(low + 1, high - 1) for (_, low), (high, _) in pairwise(held)]
-        if gaps:
+        if gaps := holes(held):
             self._summary.missing[epoch] = gaps
 
 
@@ -201,10 +199,10 @@ def lines(summary: Summary) -> list[str]:
     """Return a summary for people."""
     said = []
     for problem in summary.damage:
-        lost = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in problem.lost)
+        lost = ", ".join(text.span(*lost) for lost in problem.lost)
         said.append(f"DAMAGED: {problem.path}: {problem.what}" + (f"; not exported: seq {lost}" if lost else ""))
     for epoch, gaps in summary.missing.items():
-        shown = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in gaps)
+        shown = ", ".join(text.span(*gap) for gap in gaps)
         said.append(f"epoch {epoch}: not on disk, so not exported: seq {shown}")
     if summary.unstamped_files:
         said.append(

@@ -111,9 +111,14 @@ def _epoch(files: list[SegmentFile], said: EpochsFile | None, disk: DiskCalls) -
         disk_bytes=sum(report.disk_bytes for report in reports),
         oldest_created_ms=min(oldest, default=None),
         newest_created_ms=max(newest, default=None),
-        missing=[(low + 1, high - 1) for (_, low), (high, _) in pairwise(held)],
+        missing=holes(held),
         files=reports,
     )
+
+
+def holes(held: Ranges) -> Ranges:
+    """Return the ranges between those held."""
+    return [(low + 1, high - 1) for (_, low), (high, _) in pairwise(held)]
 
 
 def _known(number: int, said: EpochsFile | None) -> Epoch | None:
@@ -231,7 +236,7 @@ def _epoch_lines(epoch: EpochReport, name: str, *, files: bool) -> Iterator[str]
                 rows.append(_row(tier, f"{len(group)} {state}", group))
     yield from ("  " + line for line in text.table(rows, right))
     if epoch.missing:
-        shown = ", ".join(f"{low}-{high}" for low, high in epoch.missing[:10])
+        shown = ", ".join(text.span(*gap) for gap in epoch.missing[:10])
         yield f"  not on disk (dropped or damaged): {shown}{', …' if len(epoch.missing) > 10 else ''}"
 
 

@@ -9,6 +9,7 @@ from cncmon_agent.buffer import footer as footers
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.scan import Found, scan
 from cncmon_agent.buffer.segment import Segment, of_scan
+from cncmon_agent.inspect import text
 from cncmon_agent.inspect.folder import SegmentFile
 from cncmon_core import frames
 from cncmon_core.errors import RejectedError
@@ -79,7 +80,8 @@ class Reader:
         places = ", ".join(f"{start}-{end - 1}" for start, end in found.damaged)
         at = f" (bytes {places})" if places else ""
         for first, last in found.bad:
-            self.damage.append(Damage(f"records {_span(first, last)} are missing or fail their CRC{at}", first, last))
+            which = f"{'record' if first == last else 'records'} {text.span(first, last)}"
+            self.damage.append(Damage(f"{which}: missing, or the CRC is wrong{at}", first, last))
         if found.unreadable_pages:
             self.damage.append(Damage(f"the disk can't read {found.unreadable_pages} of its pages of 4 KiB"))
         if found.footer is not None and not found.whole:
@@ -108,10 +110,6 @@ class Reader:
             )
             return None
         return Content(batch, parts)
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def _is_there(fd: int, file: SegmentFile) -> bool:

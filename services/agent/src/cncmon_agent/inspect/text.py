@@ -59,7 +59,12 @@ def table(rows: Sequence[Sequence[object]], right: frozenset[int] = frozenset())
     ]
 
 
+def span(first: int, last: int) -> str:
+    """Return a range of numbers, both ends included: `7` or `7-9`."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def number(count: int, what: str) -> str:
     """Return a count with its noun: `1 batch`, `2 batches`."""
-    ending = "es" if what.endswith(("ch", "x")) else "s"
-    return f"{count:,} {what}{'' if count == 1 else ending}"
+    ending = "" if count == 1 else "es" if what == "batch" else "s"
+    return f"{count:,} {what}{ending}"

@@ -6,7 +6,7 @@ from cncmon_agent import ranges
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.inspect import text
 from cncmon_agent.inspect.folder import DataFolder, SegmentFile
-from cncmon_agent.inspect.listing import by_epoch
+from cncmon_agent.inspect.listing import by_epoch, holes
 from cncmon_agent.inspect.reading import Damage, Reader
 from cncmon_agent.ranges import Ranges
 
@@ -61,6 +61,8 @@ def _check_epoch(files: list[SegmentFile], disk: DiskCalls, verdict: Verdict) ->
         found += ((reader, damage) for damage in reader.damage)
     for reader, damage in found:
         _judge(reader, damage, held, verdict)
+    for gap in holes(held):
+        verdict.notes.append(f"epoch {files[0].name.epoch}: seq {text.span(*gap)} is in no file: dropped, or damaged")
 
 
 def _judge(reader: Reader, damage: Damage, held: Ranges, verdict: Verdict) -> None:
@@ -77,7 +79,7 @@ def lines(verdict: Verdict) -> list[str]:
     """Return a verdict for people."""
     said = [f"note: {note}" for note in verdict.notes]
     for problem in verdict.problems:
-        lost = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in problem.lost)
+        lost = ", ".join(text.span(*lost) for lost in problem.lost)
         said.append(f"DAMAGED: {problem.path}: {problem.what}" + (f"; lost: seq {lost}" if lost else ""))
     said.append(
         f"{text.number(verdict.files, 'segment file')} read ({verdict.sealed} sealed),"

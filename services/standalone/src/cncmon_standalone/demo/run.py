@@ -8,9 +8,12 @@ import time
 import msgspec
 from rich.markup import escape
 
+from cncmon_core import machine_files
+from cncmon_core.machine import Machine
 from cncmon_simulator import Settings
 from cncmon_simulator.fleet import name_of
 from cncmon_standalone import console, folder, live, session, state, system
+from cncmon_standalone.configure import at_start
 from cncmon_standalone.demo import report
 from cncmon_standalone.demo.measure import Measurement
 from cncmon_standalone.demo.options import Options
@@ -109,6 +112,7 @@ class _Demo:
         measurement = Measurement(supervisor, self._plan, self._proof, self._progress)
         async with self._progress.never_silent("starting"):
             await supervisor.wait_ready(["bootstrap", "simulator"])
+            await at_start.configure(self._plan.nats_url, self._machines(), self._progress)
             await measurement.start(precise=self._options.seconds is not None)
             await supervisor.wait_ready()
             await self._wait_for_data(supervisor)
@@ -129,6 +133,12 @@ class _Demo:
             )
         finally:
             await measurement.stop()
+
+    def _machines(self) -> dict[str, Machine]:
+        found = machine_files.load([self._plan.simulated_file])
+        if found.problems:
+            raise PartError("; ".join(map(str, found.problems)))
+        return found.machines
 
     async def _wait_for_data(self, supervisor: Supervisor) -> None:
         """Return once every machine shows a sample on the page."""

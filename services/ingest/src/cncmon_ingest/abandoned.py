@@ -1,0 +1,98 @@
+"""Epochs that their edge does not have any more (rule D4): what is missing of them is entered as gaps.
+
+An edge that is offline is not concerned: it sends no newer heartbeat, and only a newer one that lacks the epoch counts.
+Such gaps never move the watermark, and a batch of one is stored when the old card turns up (rule B4).
+"""
+
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+
+from cncmon_core import logs
+from cncmon_core.events import Gap
+from cncmon_core.names import Origin
+from cncmon_ingest import gaps
+
+log = logs.get(__name__)
+
+REASON: Final = "epoch_abandoned"
+
+# Epochs with batches above a hole that no heartbeat ever listed: their edge died before its first one. Counted from
+# now on, and only where the edge's heartbeats list epochs at all.
+_NEVER_LISTED = """
+WITH RECURSIVE found AS (
+    (SELECT epoch FROM ledger ORDER BY epoch LIMIT 1)
+    UNION ALL
+    SELECT (SELECT l.epoch FROM ledger l WHERE l.epoch > found.epoch ORDER BY l.epoch LIMIT 1)
+    FROM found WHERE found.epoch IS NOT NULL
+)
+INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, freed_seq, listed)
+SELECT w.epoch, w.site, w.edge, '', 0, 0, greatest(now(), edges.received)
+FROM found JOIN watermarks w USING (epoch) JOIN edges USING (site, edge)
+WHERE jsonb_typeof(edges.document -> 'epochs') = 'array'
+ON CONFLICT DO NOTHING
+"""
+
+_UNLISTED = """
+SELECT e.epoch FROM edge_epochs e JOIN edges USING (site, edge)
+WHERE NOT e.settled AND e.listed < edges.received - $1::interval AND jsonb_typeof(edges.document -> 'epochs') = 'array'
+"""
+
+_KNOWN = """
+SELECT e.site, e.edge, e.last_seq, e.accepted_samples, w.closed_seq, w.closed_samples,
+       (SELECT max(seq) FROM ledger WHERE epoch = e.epoch) AS ledger_seq
+FROM edge_epochs e LEFT JOIN watermarks w USING (epoch)
+WHERE e.epoch = $1 AND NOT e.settled
+"""
+
+
+class Abandoned:
+    """Looks for abandoned epochs. `ahead`: epoch → the stream's last sequence when it was first found unlisted."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace = timedelta(seconds=grace_s)
+        self._ahead: dict[int, int] = {}
+
+    async def look(self, connection: asyncpg.Connection, stream_last_seq: int, committed_floor: int) -> set[Origin]:
+        """Give up what is to be given up now; return the edges concerned.
+
+        An epoch waits until all is committed that was in the stream when its edge did not list it any more.
+        """
+        await connection.execute(_NEVER_LISTED)
+        epochs = [row["epoch"] for row in await connection.fetch(_UNLISTED, self._grace)]
+        self._ahead = {epoch: self._ahead.get(epoch, stream_last_seq) for epoch in epochs}
+        origins = set()
+        for epoch in [epoch for epoch, last_seq in self._ahead.items() if committed_floor >= last_seq]:
+            origin = await abandon(connection, epoch)
+            if origin is not None:
+                origins.add(origin)
+        return origins
+
+
+async def abandon(connection: asyncpg.Connection, epoch: int) -> Origin | None:
+    """Enter as gaps what is missing of an epoch up to the highest seq known; return its edge if there was anything.
+
+    What a closing has left out is void: the edge has said that it never was. Sample counts follow from the cumulative
+    ones in headers, heartbeat and closing, where these reach.
+    """
+    async with connection.transaction():
+        await gaps.lock(connection)
+        known = await connection.fetchrow(_KNOWN, epoch)
+        if known is None:
+            return None
+        await connection.execute("UPDATE edge_epochs SET settled = true WHERE epoch = $1", epoch)
+        top, samples = known["last_seq"], known["accepted_samples"]
+        if known["closed_seq"] is not None:
+            top, samples = known["closed_seq"], known["closed_samples"]
+        elif (known["ledger_seq"] or 0) > top:
+            top, samples = known["ledger_seq"], None
+        if top == 0:
+            return None
+        origin = Origin(known["site"], known["edge"])
+        gap = Gap(epoch, 1, top, REASON, samples, 0)
+        batches = await gaps.declare(connection, gap, origin, "abandoned")
+    if not batches:
+        return None
+    log.warning("an epoch is abandoned: its edge has it no more", epoch=epoch, **origin._asdict(), batches=batches)
+    return origin

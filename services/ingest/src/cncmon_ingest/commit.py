@@ -1,0 +1,101 @@
+"""Committing whatever the database makes of it: tried again where it lost, buried where it is refused (rule B7)."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from cncmon_core import logs
+from cncmon_ingest import metrics
+from cncmon_ingest.decode import DeadLetter, Decoded, frames_of
+from cncmon_ingest.errors import OutageError, RefusedError, RetryError
+from cncmon_ingest.store import Outcome, Store
+
+log = logs.get(__name__)
+
+RETRIES_MAX: Final = 10
+"""Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
+
+
+class Committed(msgspec.Struct):
+    """What became of messages. database_time: the database's clock at the last of the transactions."""
+
+    new: list[Decoded] = []
+    known: list[Decoded] = []
+    database_time: datetime | None = None
+
+
+async def commit(store: Store, decoded: Sequence[Decoded]) -> Committed:
+    """Commit all of it; what the database refuses is found and buried, the rest is committed.
+
+    Raises:
+        OutageError: some of it is not committed; trying all of it again is right, the ledger knows the rest.
+    """
+    done = Committed()
+    parts: list[Sequence[Decoded]] = [decoded]
+    while parts:
+        part = parts.pop()
+        try:
+            outcome = await _write(store, part)
+        except RefusedError as error:
+            if len(part) > 1:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+            else:
+                await _bury_refused(store, part[0], error)
+                parts.append(part)
+        else:
+            done.new += outcome.new
+            done.known += outcome.known
+            done.database_time = outcome.database_time
+            _count(outcome)
+    return done
+
+
+async def _write(store: Store, part: Sequence[Decoded]) -> Outcome:
+    for _ in range(RETRIES_MAX):
+        started = time.perf_counter()
+        try:
+            outcome = await store.write(part)
+        except RetryError as error:
+            metrics.RETRIES.inc()
+            log.info("transaction tried again", reason=str(error))
+            continue
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
+        return outcome
+    raise OutageError(f"lost {RETRIES_MAX} times in a row against other transactions")
+
+
+async def _bury_refused(store: Store, message: Decoded, error: RefusedError) -> None:
+    """Move the rows that the database refuses to the dead letters; if it is none of them, the whole message."""
+    if message.whole_dead:
+        raise OutageError(f"the database refuses a dead letter: {error}")
+    try:
+        refused = await store.refused_frames(message) if message.packed else {}
+    except RetryError as retry:
+        raise OutageError(str(retry)) from retry
+    if not refused:
+        message.bury("refused_by_database", str(error))
+        return
+    originals = frames_of(message.incoming)
+    for number, said in sorted(refused.items()):
+        message.dead.append(DeadLetter(number, "refused_by_database", said, originals[number]))
+    keep = [index for index, number in enumerate(message.frame_numbers) if number not in refused]
+    message.packed = [message.packed[index] for index in keep]
+    message.frame_numbers = [message.frame_numbers[index] for index in keep]
+
+
+def _count(outcome: Outcome) -> None:
+    samples = 0
+    for message in outcome.new:
+        metrics.MESSAGES.labels("dead" if message.whole_dead else "stored").inc()
+        samples += len(message.packed)
+        for letter in message.dead:
+            metrics.DEAD.labels(letter.reason).inc()
+            log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)
+    if outcome.known:
+        metrics.MESSAGES.labels("known").inc(len(outcome.known))
+    metrics.SAMPLES.inc(samples)
+    metrics.COMMIT_SAMPLES.observe(samples)

@@ -1,0 +1,173 @@
+"""What the leader knows of the edges: heartbeats, from KV `edge_status` into the tables `edges` and `edge_epochs`."""
+
+import asyncio
+import contextlib
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+from nats.js.kv import KeyValue
+
+from cncmon_core import logs, names
+from cncmon_core.errors import FrameError
+from cncmon_core.names import Origin
+from cncmon_ingest import metrics
+from cncmon_ingest.clones import Clones
+from cncmon_ingest.errors import speaks_of_data
+from cncmon_ingest.heartbeats import Heartbeat, decode_heartbeat
+
+log = logs.get(__name__)
+
+EDGE_CLONED: Final = "edge_cloned"
+
+RENEW_S: Final = 60.0
+"""The bucket is read anew so often: a watch may lose a message, and does not notice a bucket made anew."""
+
+WAITING_MAX: Final = 20_000
+"""Heartbeats that wait to be written: one for each process, however often it sends."""
+
+_EDGE = """
+INSERT INTO edges (site, edge, boot_id, time, received, document) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (site, edge) DO UPDATE SET
+    boot_id = excluded.boot_id, time = excluded.time, document = excluded.document,
+    received = greatest(edges.received, excluded.received)
+"""
+
+# Of two processes that list one epoch (clones), and of a heartbeat that is read twice, the later one counts.
+_EPOCH = """
+INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, accepted_samples, freed_seq, listed)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (epoch) DO UPDATE SET
+    site = excluded.site, edge = excluded.edge, boot_id = excluded.boot_id, settled = false,
+    accepted_samples = CASE WHEN excluded.last_seq >= edge_epochs.last_seq
+        THEN coalesce(excluded.accepted_samples, edge_epochs.accepted_samples) ELSE edge_epochs.accepted_samples END,
+    last_seq = greatest(edge_epochs.last_seq, excluded.last_seq),
+    freed_seq = greatest(edge_epochs.freed_seq, excluded.freed_seq),
+    listed = excluded.listed
+WHERE excluded.listed >= edge_epochs.listed
+"""
+
+
+class Edges:
+    """Listens to heartbeats in a task of its own (`listen`); the leader writes them down now and then (`write`)."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Origin, str], Heartbeat] = {}
+        self._clones = Clones()
+        self._alarmed: dict[Origin, list[str]] = {}
+        self._bad: dict[str, str] = {}
+
+    async def listen(self, js: JetStreamContext) -> None:
+        """Take in every heartbeat, and what the bucket holds, for ever."""
+        while True:
+            try:
+                bucket = await js.key_value(names.KV_STATUS)
+                watcher = await bucket.watchall(inactive_threshold=RENEW_S)
+                try:
+                    await self._read(watcher, time.monotonic() + RENEW_S)
+                finally:
+                    # When the connection ends, this must not take the place of our own end.
+                    with contextlib.suppress(nats.errors.Error):
+                        await watcher.stop()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
+            except (nats.errors.Error, nats.js.errors.Error) as error:
+                log.warning("heartbeats can't be read", error=str(error) or type(error).__name__)
+                await asyncio.sleep(1)
+
+    async def _read(self, watcher: KeyValue.KeyWatcher, until_s: float) -> None:
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                entry = await watcher.updates(timeout=left_s)  # type: ignore[no-untyped-call]  # likewise
+            except nats.errors.TimeoutError:
+                return
+            if isinstance(entry, KeyValue.Entry) and entry.operation is None and entry.value is not None:
+                # Annotated as int; it is JetStream's time of the message.
+                received: Any = entry.created
+                self.take(entry.key, entry.value, received or datetime.now(UTC), time.monotonic())
+
+    def take(self, key: str, value: bytes, received: datetime, now_s: float) -> None:
+        """Take in one heartbeat; what is none is counted and told once."""
+        try:
+            beat = decode_heartbeat(key, value, received)
+        except FrameError as error:
+            metrics.HEARTBEATS_BAD.inc()
+            if self._bad.get(key) != error.reason and len(self._bad) < WAITING_MAX:
+                self._bad[key] = error.reason
+                log.warning("a heartbeat can't be used", key=key[:80], error=str(error))
+            return
+        self._bad.pop(key, None)
+        self._clones.note(beat.origin, beat.boot_id, now_s)
+        name = (beat.origin, beat.boot_id)
+        self._waiting.pop(name, None)
+        if len(self._waiting) < WAITING_MAX:
+            self._waiting[name] = beat
+        else:
+            metrics.HEARTBEATS_BAD.inc()
+
+    async def write(self, connection: asyncpg.Connection, now_s: float) -> None:
+        """Write down what came since the last time, and alarms.
+
+        Raises:
+            asyncpg.PostgresError
+        """
+        beats = list(self._waiting.values())
+        try:
+            await self._insert(connection, beats)
+        except (asyncpg.PostgresError, asyncpg.DataError) as error:
+            if not speaks_of_data(error) and not isinstance(error, asyncpg.DataError):
+                raise
+            for beat in beats:
+                await self._insert_alone(connection, beat)
+        for beat in beats:
+            name = (beat.origin, beat.boot_id)
+            if self._waiting.get(name) is beat:
+                del self._waiting[name]
+        await self._tell_clones(connection, now_s)
+
+    async def _insert_alone(self, connection: asyncpg.Connection, beat: Heartbeat) -> None:
+        try:
+            await self._insert(connection, [beat])
+        except (asyncpg.PostgresError, asyncpg.DataError) as error:
+            if not speaks_of_data(error) and not isinstance(error, asyncpg.DataError):
+                raise
+            metrics.HEARTBEATS_BAD.inc()
+            log.warning("the database refuses a heartbeat", **beat.origin._asdict(), error=str(error))
+
+    @staticmethod
+    async def _insert(connection: asyncpg.Connection, beats: list[Heartbeat]) -> None:
+        if not beats:
+            return
+        epochs = [
+            (report.epoch, *beat.origin, beat.boot_id, report.highest_seq, report.accepted_samples, report.freed_seq,
+             beat.received)
+            for beat in beats
+            for report in beat.epochs or ()
+        ]  # fmt: skip
+        async with connection.transaction():
+            await connection.executemany(
+                _EDGE, [(*beat.origin, beat.boot_id, beat.time, beat.received, beat.document) for beat in beats]
+            )
+            await connection.executemany(_EPOCH, epochs)
+
+    async def _tell_clones(self, connection: asyncpg.Connection, now_s: float) -> None:
+        found = self._clones.found(now_s)
+        for origin in set(self._alarmed) - set(found):
+            metrics.EDGE_CLONES.remove(*origin)
+            log.info("one edge of a name is left", **origin._asdict())
+        for origin, boot_ids in found.items():
+            metrics.EDGE_CLONES.labels(*origin).set(len(boot_ids))
+            if origin not in self._alarmed:
+                log.warning(
+                    "two edges are alive under one name (a cloned SD card?): give one of them another name",
+                    **origin._asdict(),
+                    boot_ids=boot_ids,
+                )
+                await connection.execute(
+                    "INSERT INTO events (time, site, edge, type, data) VALUES (now(), $1, $2, $3, $4)",
+                    *(*origin, EDGE_CLONED, msgspec.json.encode({"boot_ids": boot_ids}).decode()),
+                )
+        self._alarmed = found
