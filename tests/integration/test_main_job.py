@@ -52,7 +52,7 @@ async def test_every_accepted_sample_is_stored_as_the_controller_answered_it(
     async with running(simulator(tmp_path)), ingest.running_ingest(nats_url, ours, workers=2):
         async with agents.running_agent(nats_url, settings) as agent:
             await asyncio.sleep(3)
-            assert all(poller.report.state == "connected" for poller in agent.pollers)
+            assert all(report.state == "connected" for report in agent.machines.reports())
             status = await (await nats_client.jetstream().key_value("edge_status")).get("hall.e1")
             heartbeat = msgspec.json.decode(status.value or b"")
             assert len(heartbeat["machines"]) == MACHINES
@@ -73,7 +73,7 @@ async def test_the_buffer_drains_at_the_watermark(
     settings = agents.settings_for(tmp_path, machines=(str(tmp_path / "machines.yaml"),))
     async with running(simulator(tmp_path)), agents.running_agent(nats_url, settings) as agent:
         await asyncio.sleep(1)
-        held = agent.buffer.stats().batches
+        held = agent.storage.buffer.stats().batches
         assert held > 5, "acknowledged by the stream alone frees nothing"
         assert agent.epochs.current.acked_seq > 5
         async with ingest.running_ingest(nats_url, ours):
@@ -82,7 +82,7 @@ async def test_the_buffer_drains_at_the_watermark(
                 return bool(agent.epochs.current.freed_seq >= held)
 
             await until(freed)
-            assert agent.buffer.stats().batches < held
+            assert agent.storage.buffer.stats().batches < held
 
 
 async def test_nats_killed_and_back(
@@ -121,7 +121,7 @@ async def test_no_stream_says_so_and_goes_on_once_there_is_one(
             await asyncio.sleep(1)
             assert agent.publisher.stream_error is not None
             assert "no stream captures CNC_DATA.hall.e1" in agent.publisher.stream_error
-            assert agent.buffer.stats().samples > MACHINES * 10
+            assert agent.storage.buffer.stats().samples > MACHINES * 10
             async with ingest.running_ingest(nats_url, ours):
 
                 async def going() -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cncmon_agent import batcher as module
 from cncmon_agent.accepted_log import AcceptedLog
 from cncmon_agent.batcher import Batcher
-from cncmon_agent.buffer.hot import HotBuffer
+from cncmon_agent.buffer.hot import HotRing
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import frames
 from cncmon_core.events import Event, encode_event
@@ -26,12 +26,12 @@ def sample(number: int = 0, note: str = "") -> Sample:
     return Sample("cnc-001", NOW, 20.5, float(number), extras={"poll_counter": number, "note": note})
 
 
-def batcher_of(settings: AgentSettings, record: AcceptedLog | None = None, **limits: Any) -> tuple[Batcher, HotBuffer]:
-    buffer = HotBuffer(limits.get("batches_max", 1000), limits.get("bytes_max", 1 << 24))
-    return Batcher(settings, EPOCH, buffer, record), buffer
+def batcher_of(settings: AgentSettings, record: AcceptedLog | None = None, **limits: Any) -> tuple[Batcher, HotRing]:
+    buffer = HotRing(limits.get("bytes_max", 1 << 24), limits.get("batches_max", 1000))
+    return Batcher(settings, EPOCH, buffer, record, lambda: NOW), buffer
 
 
-def payloads(buffer: HotBuffer) -> list[list[bytes]]:
+def payloads(buffer: HotRing) -> list[list[bytes]]:
     return [frames.split(frames.decompress(batch.data))[0] for batch in buffer]
 
 
@@ -155,15 +155,15 @@ async def test_the_record_has_what_was_accepted_and_nothing_else(settings_of, tm
         batcher.add(sample(number))
     batcher.add(Sample("cnc-002", NOW, None, None, machine_state="offline"))
     batcher.add(sample(9))
-    first = buffer.get(1)
-    assert first is not None
-    record.acked(first, 17)
+    record.acked(EPOCH, 1, 17)
+    record.synced(EPOCH, 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     time = "2026-11-24T10:00:00Z"
     assert lines == [
         {"epoch": EPOCH, "seq": 1, "kind": "samples", "base": 0, "samples": [["cnc-001", n, time] for n in (0, 1)]},
         {"epoch": EPOCH, "seq": 2, "kind": "samples", "base": 2, "samples": [["cnc-001", n, time] for n in (2, 3)]},
         {"epoch": EPOCH, "seq": 1, "acked": 17},
+        {"epoch": EPOCH, "synced": 2},
     ]
     buffer.free(2)
     batcher.add(Sample("cnc-002", NOW, None, None))

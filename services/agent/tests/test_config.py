@@ -222,6 +222,9 @@ async def test_a_deleted_key_or_bucket_changes_nothing_and_a_new_bucket_is_follo
         await until(lambda: here.report.errors)
         assert here.report.errors[0].problem.endswith("revision 7 runs on")
         assert (here.report.source, len(here.applied)) == ("disk", 1)
+        # The very same bytes once more are news now.
+        await put(nats_client, config_of("a", "b", revision=7))
+        await until(lambda: here.report.source == "kv")
         await put(nats_client, config_of("a", "b", revision=8))
         await until(lambda: here.report.revision == 8)
         assert (here.report.source, here.report.errors, len(here.applied)) == ("kv", [], 1)

@@ -44,7 +44,7 @@ def test_delivery_a1_the_epoch_is_on_disk_before_it_is_used(tmp_path: Path, monk
     monkeypatch.setattr(Path, "replace", recorded_replace)
     folder = tmp_path / "data"
     epochs = Epochs(folder)
-    assert done == [f"sync epochs.new {epochs.current.epoch}", "rename epochs.new epochs.json", "sync data None"]
+    assert done == [f"sync epochs.json.new {epochs.current.epoch}", "rename epochs.json.new epochs.json", "sync data None"]
     assert on_disk(folder)["current"]["epoch"] == epochs.current.epoch
 
 
@@ -53,10 +53,12 @@ def test_delivery_a1_earlier_epochs_stay_open_until_they_are_confirmed(tmp_path:
     first.current.acked_seq, first.current.acked_samples, first.current.freed_seq = 7, 70, 5
     first.save()
     second = Epochs(tmp_path)
-    assert second.open == [Epoch(first.current.epoch, 7, 70, 5)]
+    was = Epoch(first.current.epoch, acked_seq=7, acked_samples=70, freed_seq=5)
+    assert second.open == [was]
     third = Epochs(tmp_path)
-    assert third.open == [Epoch(first.current.epoch, 7, 70, 5), Epoch(second.current.epoch)]
-    third.confirm_closed({first.current.epoch, 12345})
+    assert third.open == [was, Epoch(second.current.epoch)]
+    third.forget(first.current.epoch)
+    third.forget(12345)
     assert [epoch.epoch for epoch in third.open] == [second.current.epoch]
     # Not saved yet: a crash here asks again.
     assert len(Epochs(tmp_path).open) == 3
@@ -66,7 +68,7 @@ def test_delivery_a1_earlier_epochs_stay_open_until_they_are_confirmed(tmp_path:
 
 def test_delivery_a1_the_current_epoch_can_not_be_closed(tmp_path: Path) -> None:
     epochs = Epochs(tmp_path)
-    epochs.confirm_closed({epochs.current.epoch})
+    epochs.forget(epochs.current.epoch)
     epochs.save()
     assert on_disk(tmp_path)["current"]["epoch"] == epochs.current.epoch
 
@@ -104,7 +106,7 @@ def test_delivery_a1_a_damaged_file_costs_the_closings_and_not_the_start(tmp_pat
 def test_delivery_a1_no_damage_stops_the_start(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
-    content = bytearray(encode(EpochsFile(Epoch(1 << 60, 9, 90, 7), [Epoch(5), Epoch(EPOCH_MAX, 3, 30, 3)])))
+    content = bytearray(encode(EpochsFile(Epoch(1 << 60, 9, 90, 7), [Epoch(5), Epoch(EPOCH_MAX, 3, 30, 3)], "made", "s", "e")))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=3))

@@ -11,7 +11,20 @@ import cncmon_agent.main
 {more}
 print("\\n".join(name for name, module in sys.modules.items() if module is not None))
 """
-HEAVY = ("numpy", "aiohttp", "asyncua", "fastapi", "asyncpg", "pydantic", "grpc", "uvicorn", "kopf", "httpx", "rich", "pymodbus")
+HEAVY = (
+    "numpy",
+    "aiohttp",
+    "asyncua",
+    "fastapi",
+    "asyncpg",
+    "pydantic",
+    "grpc",
+    "uvicorn",
+    "kopf",
+    "httpx",
+    "rich",
+    "pymodbus",
+)
 
 
 def loaded(more: str = "") -> set[str]:

@@ -28,13 +28,25 @@ def cncmon(*arguments: str | Path, **environ: str) -> subprocess.CompletedProces
 def test_help_names_every_command() -> None:
     done = cncmon("--help")
     assert done.returncode == 0
-    for command in ("demo", "up", "status", "doctor", "dlq", "down"):
+    for command in ("demo", "up", "apply", "delete", "status", "doctor", "dlq", "down"):
         assert f"\n  {command} " in done.stdout
     _, _, commands = done.stdout.partition("Commands:")
     assert "..." not in commands  # nothing is cut short
 
 
-@pytest.mark.parametrize("command", [("demo",), ("up",), ("status",), ("doctor",), ("down",), ("dlq", "replay")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo",),
+        ("up",),
+        ("apply",),
+        ("delete", "machine"),
+        ("status",),
+        ("doctor",),
+        ("down",),
+        ("dlq", "replay"),
+    ],
+)
 def test_each_command_explains_itself(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0
@@ -63,6 +75,9 @@ def _timed() -> float:
         (("up",), "--file"),
         (("up", "-f", "/nowhere.yaml"), "/nowhere.yaml"),
         (("dlq", "replay"), "say which"),
+        (("apply",), "--file"),
+        (("apply", "-f", ".", "--wait", "soon"), "'soon' is no duration: write it as 30s"),
+        (("delete", "machine"), "NAME"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(arguments: tuple[str, ...], said: str) -> None:
@@ -73,7 +88,9 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(arguments: tuple[str, ...
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("down",), ("dlq", "ls")])
+@pytest.mark.parametrize(
+    "command", [("status",), ("status", "--json"), ("down",), ("dlq", "ls"), ("delete", "machine", "a")]
+)
 def test_nothing_runs(command: tuple[str, ...], tmp_path: Path) -> None:
     done = cncmon(*command, "--data", tmp_path / "none")
     assert done.returncode == 3
@@ -89,6 +106,18 @@ def test_no_usable_machine_is_refused_before_anything_starts(tmp_path: Path) -> 
     assert done.returncode == 2
     assert f"{file}:3: Machine Bad Name metadata.name" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("prune", [(), ("--prune",)])
+def test_apply_takes_all_documents_or_none(tmp_path: Path, prune: tuple[str, ...]) -> None:
+    file = tmp_path / "machines.yaml"
+    good = "apiVersion: cncmon.dev/v1alpha1\nkind: Machine\nmetadata: {name: good}\nspec:\n"
+    good += "  connection: {modbus: {host: h}}\n  signals: [{name: temperature, register: 0}]\n"
+    file.write_text(good + "---\n" + good.replace("good", "bad").replace("spec:", "spec:\n  pollIntervalMs: 0"))
+    done = cncmon("apply", "-f", file, *prune, "--data", tmp_path / "none")
+    assert done.returncode == 2
+    assert "nothing was changed" in done.stderr
+    assert f"{file}:12: Machine bad spec.pollIntervalMs: expected a whole number" in done.stderr
 
 
 def test_doctor_for_programs(reachable: Path) -> None:

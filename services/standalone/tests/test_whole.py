@@ -146,6 +146,9 @@ def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
     reachable: Path, arguments: list[str | Path]
 ) -> None:
     data = reachable / "data"
+    file = Path(arguments[2])
+    documents = file.read_text()
+    file.write_text(documents + "---" + documents.split("---")[0].replace("lathe-1", "lathe-0"))
     with running(*arguments, home=reachable) as first:
         state = wait_until_running(data, first)
         children = [psutil.Process(part.pid) for part in state.processes if part.pid]
@@ -154,6 +157,7 @@ def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
         _, alive = psutil.wait_procs(children, timeout=10)
         assert alive == []
     assert cncmon("status", "--data", data, home=reachable).returncode == 3
+    file.write_text(documents)
 
     with running(*arguments, home=reachable) as process:
         state = wait_until_running(data, process)
@@ -176,10 +180,9 @@ def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
         assert found["backlog"] == 0
         assert found["problems"] == []
         assert {"name", "pid", "state", "restarts"} <= set(found["processes"][0])
-        assert {machine["id"]: machine["state"] for machine in found["machines"]} == {
-            "lathe-1": "offline",
-            "lathe-2": "offline",
-        }
+        # lathe-0 is what the first one may have stored before it was killed.
+        states = {machine["id"]: machine["state"] for machine in found["machines"]}
+        assert states == dict.fromkeys(states.keys() | {"lathe-1", "lathe-2"}, "offline")
         table = cncmon("status", home=reachable).stdout  # found without --data
         assert "agent-halle-2-edge" in table
         assert found["database_dsn"].split(":")[2].split("@")[0] not in table  # no password on a screen
@@ -189,6 +192,7 @@ def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
         assert doctor["ok"]
         assert doctor["running"]
         _dead_letters(data, reachable, found["nats_url"])
+        _machines_change(data, reachable, documents)
 
         down = cncmon("down", "--data", data, home=reachable)
         assert down.returncode == 0, down.stderr
@@ -197,9 +201,37 @@ def test_up_leaves_nothing_when_killed_and_the_next_one_runs_to_its_end(
     assert process.returncode == 0
     assert f"{arguments[2]}:28: Machine lathe-3 spec.signals[0]: unknown field" in told
     assert "2 machines can be read all the same" in told
+    assert "halle-1/edge lathe-0 removed: not in these files" in told
     stopped = [line.split()[1] for line in told.splitlines() if " stopped" in line]
     assert sorted(stopped[:2]) == names[-2:]
     assert stopped[2:] == ["ingest", "api", "nats", "postgres"]
+
+
+def _machines_change(data: Path, home: Path, documents: str) -> None:
+    """Change one machine of one edge, try another, take one away; each edge says what it runs."""
+    file = home / "changed.yaml"
+    first, second, _ = documents.split("---")
+    file.write_text(first.replace("pollIntervalMs: 100", "pollIntervalMs: 200") + "---" + second)
+    tried = cncmon("apply", "-f", file, "--dry-run", "--data", data, home=home)
+    assert "halle-1/edge lathe-1 configured (dry run)" in tried.stdout
+    done = json.loads(cncmon("apply", "-f", file, "--json", "--data", data, home=home).stdout)
+    edges = {edge["site"]: edge for edge in done["edges"]}
+    assert edges["halle-1"]["machines"] == [
+        {"machine": "lathe-1", "verb": "configured", "fields": ["spec.pollIntervalMs: 100 -> 200"]}
+    ]
+    assert edges["halle-1"]["state"] == "applied"
+    assert edges["halle-2"]["machines"] == [{"machine": "lathe-2", "verb": "unchanged", "fields": []}]
+    assert edges["halle-2"]["state"] is None
+    again = cncmon("apply", "-f", file, "--data", data, home=home)
+    assert again.stdout.count("unchanged") == 2
+    assert again.returncode == 0
+
+    missing = cncmon("delete", "machine", "lathe-1", "lathe-7", "--data", data, home=home)
+    assert missing.returncode == 2
+    assert "no edge has lathe-7" in missing.stderr
+    gone = cncmon("delete", "machine", "lathe-1", "--data", data, home=home)
+    assert "halle-1/edge lathe-1 removed" in gone.stdout
+    assert "√ halle-1/edge runs revision " in gone.stdout
 
 
 def _dead_letters(data: Path, home: Path, nats_url: str) -> None:
@@ -230,7 +262,7 @@ def _status_with_both_machines(data: Path, home: Path) -> dict[str, Any]:
     deadline = time.monotonic() + 15
     while True:
         found: dict[str, Any] = json.loads(cncmon("status", "--json", "--data", data, home=home).stdout)
-        if len(found["machines"]) == 2 and found["backlog"] == 0:
+        if {machine["id"] for machine in found["machines"]} >= {"lathe-1", "lathe-2"} and found["backlog"] == 0:
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)

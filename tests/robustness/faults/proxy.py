@@ -1,4 +1,4 @@
-"""A TCP proxy in front of NATS that pauses, cuts, refuses, or swallows acknowledgements."""
+"""A TCP proxy in front of NATS that pauses, cuts, refuses, or swallows acknowledgements or publishes."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,18 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-_HEAD: Final = re.compile(rb"(H?MSG) ", re.IGNORECASE)
+_HEAD: Final = re.compile(rb"H?(MSG|PUB) ", re.IGNORECASE)
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 LINE_BYTES_MAX: Final = 64 << 10
 """INFO is the longest line of the protocol, some hundreds of bytes; more without an end is no NATS server."""
 
 
 class Messages:
-    """Splits what a NATS server sends into its messages: a line, and for MSG and HMSG the payload behind it.
+    """Splits what NATS server and client say into messages: a line, and for some of them the payload behind it.
 
     Client protocol, https://docs.nats.io/reference/reference-protocols/nats-protocol: `MSG subject sid [reply] bytes`,
-    `HMSG subject sid [reply] header-bytes total-bytes`, each with its payload and CR LF.
+    `HMSG subject sid [reply] header-bytes total-bytes`, `PUB subject [reply] bytes`, `HPUB subject [reply] header-bytes
+    total-bytes`, each with its payload and CR LF.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,11 @@ def is_puback(message: bytes, stream: str) -> bool:
     return message.startswith(b"MSG _INBOX.") and b'"stream":"%s"' % stream.encode() in message and b'"seq":' in message
 
 
+def is_publish(message: bytes, subject_prefix: str) -> bool:
+    """Whether a message publishes under a subject that begins so."""
+    return message.startswith((b"PUB %s" % subject_prefix.encode(), b"HPUB %s" % subject_prefix.encode()))
+
+
 class Proxy:
     """Listens on `port` and passes everything on to `target`, as long as it is allowed to.
 
@@ -68,6 +74,7 @@ class Proxy:
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._drops: Callable[[bytes], bool] = lambda _message: False
+        self._drops_publish: Callable[[bytes], bool] = lambda _message: False
 
     @property
     def url(self) -> str:
@@ -114,6 +121,10 @@ class Proxy:
 
         self._drops = drops
 
+    def swallow_publishes(self, subject_prefix: str | None) -> None:
+        """Pass on nothing that is published under subjects that begin so; None: everything again."""
+        self._drops_publish = lambda message: subject_prefix is not None and is_publish(message, subject_prefix)
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
@@ -123,8 +134,8 @@ class Proxy:
             source, upstream = await asyncio.open_connection(*self._target)
             self._writers.add(upstream)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, upstream, None))
-                group.create_task(self._pump(source, writer, Messages()))
+                group.create_task(self._pump(reader, upstream, lambda message: self._drops_publish(message)))
+                group.create_task(self._pump(source, writer, lambda message: self._drops(message)))
         except* (OSError, asyncio.IncompleteReadError):
             pass  # either side is gone, and with it the other
         finally:
@@ -134,13 +145,12 @@ class Proxy:
                     end.transport.abort()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, messages: Messages | None
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drops: Callable[[bytes], bool]
     ) -> None:
+        messages = Messages()
         while data := await reader.read(64 << 10):
             await self._flowing.wait()
-            if messages is not None:
-                data = b"".join(message for message in messages.feed(data) if not self._drops(message))
-            writer.write(data)
+            writer.write(b"".join(message for message in messages.feed(data) if not drops(message)))
             await writer.drain()
         raise ConnectionResetError("closed by the other side")
 

@@ -56,6 +56,16 @@ async def test_swallowed_acknowledgements_are_of_messages_that_are_stored(proxy:
     assert (await js.publish("CNC_DATA.a.b", b"x")).seq == 2
 
 
+async def test_swallowed_publishes_never_arrive_and_others_do(proxy: Proxy, client: Client) -> None:
+    proxy.swallow_publishes("CNC_DATA.")
+    js = client.jetstream()
+    with pytest.raises((nats.errors.TimeoutError, TimeoutError)):
+        await js.publish("CNC_DATA.a.b", b"x", timeout=0.3, headers={"A": "b"})
+    assert (await js.stream_info("CNC_DATA")).state.messages == 0
+    proxy.swallow_publishes(None)
+    assert (await js.publish("CNC_DATA.a.b", b"x")).seq == 1
+
+
 async def test_paused_nothing_passes_and_nothing_is_closed(proxy: Proxy, client: Client) -> None:
     proxy.pause()
     asking = asyncio.create_task(client.jetstream().stream_info("CNC_DATA"))

@@ -116,24 +116,23 @@ async def test_cloned_edge(plant: Plant) -> None:
 
 async def test_data_folder_lost_for_good(plant: Plant) -> None:
     """FAULT 35: what a heartbeat told of and nobody has any more stands in `gaps`, with its number of samples."""
-    async with plant.running(edges=1):
+    quick = {"abandon_grace_s": 1.0, "edges_interval_ms": 100, "sweep_interval_ms": 200}
+    async with plant.running(edges=1, ingest=quick):
         agent = plant.agents[0]
         for _ in range(SIZE.freezes):
             await plant.flow()
-            plant.ingest.kill()
-            plant.note_fault("stream deleted")
-            async with plant.client() as client:
-                await client.jetstream().delete_stream(names.STREAM)
-            # Nothing is taken, and every heartbeat tells of more that waits.
-            await asyncio.sleep(SIZE.fault_s)
+            await plant.recovered()
+            plant.note_fault("publishes swallowed")
+            # No batch arrives any more, and every heartbeat tells of more that waits.
+            plant.proxy.swallow_publishes(names.SUBJECT_PREFIX)
+            await asyncio.sleep(SIZE.fault_s * 2)
             before = newest(agent.accepted)
             plant.note_fault("data folder lost")
             agent.kill()
             await plant.lose_disk(agent)
+            plant.proxy.swallow_publishes(None)
             agent.start()
             await accepts_anew(agent, before)
-            await plant.bootstrap()
-            plant.ingest.start()
             await plant.recovered()
     finding = await plant.holds(gaps=True)
     assert finding.excuses.reasons == {"epoch_abandoned"}

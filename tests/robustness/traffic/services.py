@@ -1,6 +1,6 @@
 """The product's services as they are started in production: by module, with settings from the environment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class AgentProcess(Child):
         machines: Path | None = None,
         prefix: Sequence[str] = (),
         module: str = "cncmon_agent.main",
+        environ: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> None:
         """`prefix`: a command line in front of the agent's own, such as one that enters a network namespace."""
@@ -55,8 +56,8 @@ class AgentProcess(Child):
         self.killed: set[int] = set()
         self.settings = common_settings(folder, edge, machines, **changes)
         self.accepted = Path(self.settings.accepted_log)
-        environ = environ_of("AGENT", self.settings) | environ_of("NATS", link_settings(nats_url))
-        super().__init__(f"agent-{folder.name}", folder, ["-m", module], environ)
+        settings = environ_of("AGENT", self.settings) | environ_of("NATS", link_settings(nats_url))
+        super().__init__(f"agent-{folder.name}", folder, ["-m", module], settings | dict(environ or {}))
         self.argv = [*prefix, *self.argv]
 
     @property

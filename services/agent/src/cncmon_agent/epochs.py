@@ -63,6 +63,8 @@ class Epochs:
         Raises:
             OSError: the folder can't be written; nothing may be published then.
         """
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._file = DurableFile(folder / FILE) if folder is not None else None
         earlier = self._read()
         self.current = Epoch(secrets.randbelow(EPOCH_MAX) + 1)

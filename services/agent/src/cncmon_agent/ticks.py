@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
 GRIDS_MS: Final = (200, 100, 50, 20, 10, 5, 2, 1)
 """Most divide one another, so that groups of different intervals coincide."""
@@ -52,9 +52,16 @@ class Ticks:
                 future.set_result(None)
 
 
-_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Ticks] = WeakKeyDictionary()
+_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Ticks]] = WeakKeyDictionary()
+"""Weak on both sides: ticks have futures, and these have their loop."""
 
 
 def of_running_loop() -> Ticks:
-    """Return the ticks of the running event loop."""
-    return _of_loop.setdefault(asyncio.get_running_loop(), Ticks())
+    """Return the ticks of the running event loop, the same for all as long as somebody keeps them or waits."""
+    loop = asyncio.get_running_loop()
+    known = _of_loop.get(loop)
+    ticks = known() if known is not None else None
+    if ticks is None:
+        ticks = Ticks()
+        _of_loop[loop] = ReferenceType(ticks)
+    return ticks

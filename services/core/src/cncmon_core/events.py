@@ -1,6 +1,6 @@
 """Events: what an edge reports beside samples. They ride in the same log, stream and ledger (`Cncmon-Kind: events`)."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -70,9 +70,11 @@ def decode_event(frame: bytes) -> Event:
         raise FrameError("nul_character", "a text holds U+0000, which PostgreSQL can't store")
     try:
         event = _decode(frame)
+        # No database has times that can't be told in UTC.
+        event.timestamp.astimezone(UTC)
         if event.type in _KINDS:
             msgspec.convert(event.data, _KINDS[event.type])
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise FrameError("invalid_field", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError("malformed_json", str(error)) from error

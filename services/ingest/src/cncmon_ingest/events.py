@@ -33,5 +33,6 @@ async def insert_events(connection: asyncpg.Connection, messages: Sequence[Decod
                 "closed_samples = greatest(watermarks.closed_samples, $5)",
                 *(closed.epoch, *origin, closed.last_seq, closed.samples),
             )
+            await gaps.void(connection, closed.epoch, closed.last_seq, closed.samples)
         elif event.type == GAP:
             await gaps.declare(connection, msgspec.convert(event.data, Gap), origin)

@@ -121,6 +121,21 @@ async def declare(connection: asyncpg.Connection, gap: Declared, origin: Origin,
     return batches
 
 
+async def void(connection: asyncpg.Connection, epoch: int, above: int, samples: int) -> None:
+    """Forget what was abandoned above a seq: its agent says now that there never was such a batch.
+
+    samples: of the epoch up to that seq. The caller holds `lock`.
+    """
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM gaps WHERE epoch = $1 AND seq_to > $2 AND state = 'abandoned'",  # noqa: S608 constant columns
+        *(epoch, above),
+    )
+    for gap in _gaps(rows):
+        rest = None if gap.base is None else max(0, samples - gap.base)
+        kept = [gap._replace(high=above, samples=rest)] if gap.low <= above else []
+        await _replace(connection, [gap], kept)
+
+
 def _points(
     gap: Declared, seq: int, base: int | None, holes: Sequence[asyncpg.Record], near: Sequence[Gap]
 ) -> dict[int, int]:

@@ -83,11 +83,11 @@ class Appender:
         return list(self.dirty)
 
     def end_sync(self, segments: list[Segment], last: int) -> None:
-        """These files are synced, with all seqs up to the last one appended when the sync began."""
+        """All seqs up to the last one appended when the sync began are synced; these files are so to their end."""
         self.forget(last)
         self.synced = max(self.synced, last)
         for segment in segments:
-            if segment in self.dirty and segment is not self.current:
+            if segment in self.dirty:
                 self.dirty.remove(segment)
                 self._close(segment)
                 self._readers.keep_index(segment)

@@ -12,10 +12,11 @@ from typing import Final
 import msgspec
 
 from cncmon_agent.buffer import footer as footers
-from cncmon_agent.buffer import record
+from cncmon_agent.buffer import ranges, record
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.footer import PAGE, Footer, Index
 from cncmon_agent.buffer.names import HEADER_BYTES, VERSION, SegmentName, version_of
+from cncmon_agent.buffer.ranges import Range
 
 PIECE: Final = 256 * 1024
 """Bytes read at a time: a log of any size is scanned in this much memory."""
@@ -57,8 +58,11 @@ def scan(disk: DiskCalls, fd: int, name: SegmentName, file_bytes: int) -> Found:
         return Found(name.first, name.first - 1, newer=True)
     try:
         footer = footers.read(disk, fd, file_bytes, name.nonce)
-        if footer is not None and _is_as_sealed(disk, fd, name, footer):
-            return Found(footer.first, footer.last, footer.samples, footer.held_bytes, footer=footer)
+        index = footers.read_index(disk, fd, footer, name.nonce) if footer is not None else None
+        if footer is not None and index is not None and _is_as_sealed(disk, fd, footer):
+            found = Found(footer.first, footer.last, footer.samples, footer.held_bytes, footer=footer)
+            found.bad = _not_in(index, footer.first)
+            return found
     except OSError:
         footer = None
     return Walk(reader, name, file_bytes, footer).walk()
@@ -69,9 +73,17 @@ def index_of(disk: DiskCalls, fd: int, name: SegmentName, file_bytes: int) -> In
     return Walk(Reader(disk, fd), name, file_bytes, None).walk().index or footers.empty()
 
 
-def _is_as_sealed(disk: DiskCalls, fd: int, name: SegmentName, footer: Footer) -> bool:
-    if footers.read_index(disk, fd, footer, name.nonce) is None:
-        return False
+def _not_in(index: Index, first: int) -> list[Range]:
+    """Return what was missing already when the file was written: a copy in the cold tier lacks what was damaged."""
+    found: list[Range] = []
+    if 0 in index:
+        for at, entry in enumerate(index):
+            if not entry:
+                ranges.add(found, first + at, first + at)
+    return found
+
+
+def _is_as_sealed(disk: DiskCalls, fd: int, footer: Footer) -> bool:
     digest = hashlib.sha256()
     for at in range(0, footer.data_bytes, PIECE):
         digest.update(disk.pread(fd, min(PIECE, footer.data_bytes - at), at))

@@ -120,6 +120,9 @@ class Spool:
         """Return what has to be made durable; None when there is nothing, or the last work is still under way."""
         if self._syncing is not None:
             return None
+        if self._store.used_bytes > self.settings.spool_bytes_max:
+            # The bound was lowered since the last start, or files could not be removed: one file at a time.
+            self._make_room()
         parts = []
         for log in self.current.values():
             segments = log.appender.begin_sync()
@@ -128,7 +131,8 @@ class Spool:
                 segment.pins += 1
             if segments:
                 fds = [segment.fd for segment in segments if segment.fd is not None]
-                parts.append(Part(log, segments, fds, last, log.appender.era))
+                ended = [segment for segment in segments if segment is not log.appender.current]
+                parts.append(Part(log, segments, ended, fds, last, log.appender.era))
         work = SyncWork(self._store, parts, self._spare_to_make())
         if not parts and not work.folder:
             return None
@@ -167,7 +171,7 @@ class Spool:
         if failed:
             part.log.appender.rewrite()
         else:
-            part.log.appender.end_sync(part.segments, part.last)
+            part.log.appender.end_sync(part.ended, part.last)
 
     def shed(self, order: Order | None = None) -> SegmentInfo | None:
         """Drop one segment that is still needed, the oldest or the one that an order chooses; None: there is none."""

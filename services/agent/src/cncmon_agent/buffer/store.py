@@ -178,7 +178,8 @@ class Store:
 
     def discard(self, path: Path, *, usable: bool, file_bytes: int) -> None:
         """Make a file a spare, or remove it. It may be back after a power cut; whoever reads it then frees it again."""
-        if usable and len(self.spares) < SPARES_MAX and file_bytes == self.segment_bytes and self._spare_of(path):
+        wanted = len(self.spares) < SPARES_MAX and self.used_bytes + file_bytes <= self.settings.spool_bytes_max
+        if usable and wanted and file_bytes == self.segment_bytes and self._spare_of(path):
             return
         try:
             self.disk.unlink(path)

@@ -10,10 +10,15 @@ from cncmon_agent.buffer.store import Spare, Store
 
 
 class Part(msgspec.Struct):
-    """What of one log is synced. last: the last seq appended when the sync began. failed: some of it is not safe."""
+    """What of one log is synced.
+
+    ended: those of the segments that were not written any more when the sync began. last: the last seq appended by then.
+    failed: some of it is not safe.
+    """
 
     log: SegmentLog
     segments: list[Segment]
+    ended: list[Segment]
     fds: list[int]
     last: int
     era: int

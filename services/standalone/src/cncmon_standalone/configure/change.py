@@ -79,7 +79,7 @@ def difference(old: Machine, new: Machine) -> list[str]:
     """Return the fields in which two documents of a machine differ, a signal as a whole by its name."""
     before, after = _flat(old), _flat(new)
     found = [
-        f"{path}: {_shown(before.get(path))} -> {_shown(after.get(path))}"
+        f"{path}: {_shown(path, before)} -> {_shown(path, after)}"
         for path in [*before, *(path for path in after if path not in before)]
         if before.get(path) != after.get(path)
     ]
@@ -104,5 +104,8 @@ def _flat(machine: Machine) -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
-    return "none" if value is None else msgspec.json.encode(value).decode()
+def _shown(path: str, flat: dict[str, Any]) -> str:
+    if path in flat:
+        return msgspec.json.encode(flat[path]).decode()
+    # What has its default is not written into a document.
+    return "default" if path.startswith("spec.") else "none"

@@ -26,6 +26,7 @@ SAMPLES_AT_ONCE_MAX: Final = 200_000
 """Bounds the memory: machines are compared in groups that hold no more than this (or one machine)."""
 EXAMPLES_MAX: Final = 10
 COUNTER: Final = "poll_counter"
+FLAG: Final = "time_uncertain"
 _COLUMNS: Final = [name for name in FIELDS if name not in ("machine_id", "timestamp", "extras")]
 _WHOLE_MESSAGE: Final = -1
 
@@ -202,6 +203,8 @@ def _difference(row: asyncpg.Record, extras: Mapping[str, Any], record: Record |
         if not _same(found.pop(name, None), value):
             shown = row[name] if name in _COLUMNS else extras.get(name)
             return f"{name} is {shown!r}, the machine answered {value!r}"
+    # What the agent itself adds.
+    found.pop(FLAG, None)
     return f"the machine answered no {', '.join(found)}" if found else None
 
 

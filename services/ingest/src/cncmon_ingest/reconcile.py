@@ -1,0 +1,190 @@
+"""The books: for each epoch, stored + dead + gaps = accepted, in batches and in samples.
+
+Accepted is what the edge says, in its closing of the epoch or its last heartbeat, or what its batches' cumulative
+counts say where these reach further. What is missing of an epoch that its edge still has, or that an edge which is away
+had last, is on its way; what is missing of any other does not balance, nor does anything that is there twice.
+"""
+
+from datetime import datetime, timedelta
+
+import asyncpg
+import msgspec
+
+# One statement, and so one moment.
+_BOOKS = """
+WITH held AS (
+    SELECT epoch, count(*) FILTER (WHERE disposition = 'stored') AS stored,
+           count(*) FILTER (WHERE disposition = 'dead') AS dead, sum(stored) AS samples, sum(dead) AS samples_dead,
+           max(seq) AS top
+    FROM ledger GROUP BY epoch
+), missing AS (
+    SELECT epoch, sum(seq_to - seq_from + 1) AS batches, sum(samples) AS samples,
+           sum(seq_to - seq_from + 1) FILTER (WHERE samples IS NULL) AS uncounted, max(seq_to) AS top,
+           sum(seq_to - seq_from + 1) FILTER (WHERE state = 'passed') AS passed
+    FROM gaps GROUP BY epoch
+), last AS (
+    SELECT l.epoch, l.base + l.stored + l.dead AS samples FROM ledger l
+    JOIN held ON (l.epoch, l.seq) = (held.epoch, held.top)
+), under AS (
+    SELECT l.epoch, count(*) AS batches FROM ledger l JOIN watermarks w USING (epoch) WHERE l.seq <= w.seq GROUP BY 1
+), beyond AS (
+    SELECT l.epoch, count(*) AS batches, sum(l.stored + l.dead) AS samples FROM ledger l
+    JOIN watermarks w USING (epoch) WHERE l.seq > greatest(w.closed_seq, w.seq) GROUP BY 1
+)
+SELECT epoch, coalesce(e.site, w.site) AS site, coalesce(e.edge, w.edge) AS edge,
+    coalesce(w.seq, 0) AS watermark, w.base, w.closed_seq, w.closed_samples,
+    coalesce(w.batches_stored, 0) + coalesce(held.stored, 0) AS stored,
+    coalesce(w.batches_dead, 0) + coalesce(held.dead, 0) AS dead,
+    coalesce(w.batches_stored + w.batches_dead, 0) + coalesce(under.batches, 0) + coalesce(missing.passed, 0)
+        AS under_watermark,
+    coalesce(w.samples_stored, 0) + coalesce(held.samples, 0) AS samples_stored,
+    coalesce(w.samples_dead, 0) + coalesce(held.samples_dead, 0) AS samples_dead,
+    coalesce(held.top, 0) AS ledger_top, last.samples AS ledger_samples,
+    coalesce(missing.batches, 0) AS gap_batches, coalesce(missing.samples, 0) AS gap_samples,
+    coalesce(missing.uncounted, 0) AS gap_uncounted, coalesce(missing.top, 0) AS gap_top,
+    coalesce(beyond.batches, 0) AS beyond_batches, coalesce(beyond.samples, 0) AS beyond_samples,
+    e.last_seq, e.accepted_samples, e.listed, edges.received, now() AS now
+FROM watermarks w FULL JOIN edge_epochs e USING (epoch)
+LEFT JOIN held USING (epoch) LEFT JOIN missing USING (epoch) LEFT JOIN last USING (epoch)
+LEFT JOIN under USING (epoch) LEFT JOIN beyond USING (epoch)
+LEFT JOIN edges ON (edges.site, edges.edge) = (coalesce(e.site, w.site), coalesce(e.edge, w.edge))
+ORDER BY site, edge, epoch
+"""
+
+
+class Account(msgspec.Struct):
+    """One epoch. accepted… None: nobody says. pending_…: on their way. problem: why it does not balance; None: it does.
+
+    gaps_uncounted: batches in gaps of which nobody knows how many samples they held; samples can't be balanced then.
+    """
+
+    epoch: int
+    site: str
+    edge: str
+    accepted_batches: int
+    accepted_samples: int | None
+    stored_batches: int
+    stored_samples: int
+    dead_batches: int
+    dead_samples: int
+    gap_batches: int
+    gap_samples: int
+    gaps_uncounted: int
+    pending_batches: int = 0
+    pending_samples: int | None = 0
+    problem: str | None = None
+
+
+class Books(msgspec.Struct):
+    """All epochs together; single ones where they don't balance, or where something is still on its way."""
+
+    balanced: bool
+    epochs: int
+    accepted_batches: int
+    stored_batches: int
+    dead_batches: int
+    gap_batches: int
+    pending_batches: int
+    stored_samples: int
+    dead_samples: int
+    gap_samples: int
+    unbalanced: list[Account]
+    pending: list[Account]
+
+
+async def reconcile(connection: asyncpg.Connection, grace: timedelta) -> Books:
+    """Return the books as they stand now. grace: as for abandoning an epoch.
+
+    Raises:
+        asyncpg.PostgresError
+    """
+    accounts = [_account(row, grace) for row in await connection.fetch(_BOOKS)]
+    unbalanced = [account for account in accounts if account.problem is not None]
+    return Books(
+        balanced=not unbalanced,
+        epochs=len(accounts),
+        accepted_batches=sum(account.accepted_batches for account in accounts),
+        stored_batches=sum(account.stored_batches for account in accounts),
+        dead_batches=sum(account.dead_batches for account in accounts),
+        gap_batches=sum(account.gap_batches for account in accounts),
+        pending_batches=sum(account.pending_batches for account in accounts),
+        stored_samples=sum(account.stored_samples for account in accounts),
+        dead_samples=sum(account.dead_samples for account in accounts),
+        gap_samples=sum(account.gap_samples for account in accounts),
+        unbalanced=unbalanced,
+        pending=[account for account in accounts if account.pending_batches],
+    )
+
+
+def _account(row: asyncpg.Record, grace: timedelta) -> Account:
+    batches, samples = _accepted(row)
+    account = Account(
+        epoch=row["epoch"],
+        site=row["site"],
+        edge=row["edge"],
+        accepted_batches=batches,
+        accepted_samples=samples,
+        stored_batches=row["stored"],
+        stored_samples=int(row["samples_stored"]),
+        dead_batches=row["dead"],
+        dead_samples=int(row["samples_dead"]),
+        gap_batches=int(row["gap_batches"]),
+        gap_samples=int(row["gap_samples"]),
+        gaps_uncounted=int(row["gap_uncounted"]),
+    )
+    missing = batches - account.stored_batches - account.dead_batches - account.gap_batches
+    account.problem = _problem(account, row, missing)
+    if account.problem is None and missing > 0:
+        if not _on_its_way(row, grace):
+            account.problem = f"{missing} batches are missing: its edge has them no more, and they are no gap"
+        else:
+            account.pending_batches = missing
+            account.pending_samples = _rest(account)
+    return account
+
+
+def _accepted(row: asyncpg.Record) -> tuple[int, int | None]:
+    """Return how many batches and samples were accepted. Every seq up to the highest known was, less what is void."""
+    if row["closed_seq"] is not None:
+        # Above a closing nothing was accepted, except what the stream had all the same.
+        batches = max(row["closed_seq"], row["watermark"]) + row["beyond_batches"]
+        samples = row["closed_samples"] if row["closed_seq"] >= row["watermark"] else row["base"]
+        return batches, None if samples is None else int(samples + row["beyond_samples"])
+    if row["last_seq"] is None and not row["stored"] + row["dead"]:
+        # Known from gaps alone, such as those of samples that never got a time: nothing says that there was more.
+        return int(row["gap_batches"]), int(row["gap_samples"])
+    tops = [
+        (row["last_seq"] or 0, row["accepted_samples"]),
+        (row["watermark"], row["base"]),
+        (row["ledger_top"], row["ledger_samples"]),
+        (row["gap_top"], None),
+    ]
+    highest = max(seq for seq, _ in tops)
+    return highest, next((int(samples) for seq, samples in tops if seq == highest and samples is not None), None)
+
+
+def _problem(account: Account, row: asyncpg.Record, missing: int) -> str | None:
+    under = int(row["under_watermark"]) - row["watermark"]
+    if under:
+        said = "more" if under > 0 else "fewer"
+        return f"{abs(under)} batches {said} than its watermark {row['watermark']} says"
+    if missing < 0:
+        return f"{-missing} batches more than were accepted"
+    rest = _rest(account)
+    if rest is not None and (rest < 0 or (rest > 0 and missing == 0)):
+        return f"{abs(rest)} samples {'more' if rest < 0 else 'fewer'} than were accepted"
+    return None
+
+
+def _rest(account: Account) -> int | None:
+    """Return the samples that are neither stored nor dead nor in a gap; None where that can't be told."""
+    if account.accepted_samples is None or account.gaps_uncounted:
+        return None
+    return account.accepted_samples - account.stored_samples - account.dead_samples - account.gap_samples
+
+
+def _on_its_way(row: asyncpg.Record, grace: timedelta) -> bool:
+    """Whether what is missing may still come: the edge has it, or has not been heard of since, or there is time yet."""
+    listed: datetime | None = row["listed"]
+    received: datetime | None = row["received"]
+    return listed is None or received is None or received - listed <= grace

@@ -1,0 +1,58 @@
+"""Edge clocks that are wrong, are set, or know nothing yet."""
+
+import asyncio
+import time
+
+from robustness.scenarios.plant import Plant
+from robustness.scenarios.size import SIZE
+from robustness.traffic.shifted import VARIABLE, Setting
+from robustness.validate.times import largest_error_s
+
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
+SEEN_S = 2.5
+"""An agent looks at its clock once a second."""
+
+
+async def test_clock_steps(plant: Plant) -> None:
+    """FAULT 7: an hour back and a day ahead; what claims to be of the future is a dead letter, nothing is lost."""
+    clock = plant.folder / "clock.json"
+    Setting().write(clock)
+    async with plant.running(
+        edges=1, agent={"module": "robustness.traffic.shifted", "environ": {VARIABLE: str(clock)}}
+    ):
+        for _ in range(SIZE.freezes):
+            for offset_s, name in ((-HOUR_S, "clock an hour back"), (DAY_S, "clock a day ahead")):
+                await plant.flow()
+                plant.note_fault(name)
+                Setting(offset_s).write(clock)
+                await asyncio.sleep(SEEN_S + SIZE.fault_s)
+                await plant.recovered()
+                Setting().write(clock)
+                await asyncio.sleep(SEEN_S)
+    finding = await plant.holds(dead={"in_future"})
+    assert finding.verdict.dead_lettered > 0
+
+
+async def test_boot_in_1970_without_network(plant: Plant) -> None:
+    """FAULT 32: no clock, no network; once there is time, samples read before get theirs, right to 100 ms."""
+    clock = plant.folder / "clock.json"
+    Setting(-time.time(), disciplined=False).write(clock)
+    changes = {"module": "robustness.traffic.shifted", "environ": {VARIABLE: str(clock)}, "clock_wait_s_max": 600.0}
+    async with plant.running(edges=1, agent=changes, start=False):
+        plant.note_fault("boot in 1970 without network")
+        await plant.proxy.refuse()
+        plant.agents[0].start()
+        await asyncio.sleep(SEEN_S + SIZE.calm_s)
+        polled = sum(machine.counter for machine in plant.machines[0].fleet.machines.values())
+        assert polled > 0, "machines are read though nobody knows the time"
+        await plant.proxy.open()
+        await asyncio.sleep(SIZE.calm_s)
+        Setting().write(clock)
+        await plant.flow()
+        await plant.recovered()
+    finding = await plant.holds()
+    assert finding.sent >= polled
+    error_s = await largest_error_s(plant.dsn, plant.polls)
+    plant.notes["largest error of a time in ms"] = f"{error_s * 1000:.0f}"
+    assert error_s < 0.1
