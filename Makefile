@@ -1,11 +1,11 @@
 # The front door. `make help` lists the targets; each calls one command.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt bench clean
+.PHONY: help setup demo test lint fmt robustness bench clean
 PYTHON ?=
 export PYTHON
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 setup: ## make .venv with every service and build the web page
 	@scripts/setup.sh run
 demo: setup ## five simulated machines, live in the browser (ARGS="--machines 20 --hz 10")
@@ -16,6 +16,8 @@ lint: ## ruff, mypy --strict, import-linter, TypeScript
 	@scripts/setup.sh dev && scripts/lint.sh
 fmt: ## format the Python code
 	@scripts/setup.sh dev && .venv/bin/ruff check --fix-only --quiet . ; .venv/bin/ruff format .
+robustness: ## the long round: millions of samples under every fault (ARGS="--markdown table.md -k outage")
+	@scripts/robustness.sh $(ARGS)
 bench: ## measure against limits of the same run (ARGS=--quick)
 	@scripts/bench.sh $(ARGS)
 clean: ## remove everything that setup and tests made

@@ -102,6 +102,14 @@ class Edge:
     decision: Decision = field(default_factory=lambda: decision(0.0))
 
 
+PORTION_BYTES = 215e3
+"""What ingest commits at once: 4 MiB of JSON, 10,000 samples."""
+COMMIT_S = 0.006
+STALLS_PER_S = 0.05
+STALL_S = 0.3
+"""Every 20 s of work a transaction waits so long for a checkpoint."""
+
+
 class Queue:
     """A first-in-first-out queue of bytes with a capacity; says how long what leaves it in a slot had been in it."""
 
@@ -137,6 +145,39 @@ class Queue:
         return (len(self.came) - 1 - (slot - 1 + part)) * SLOT_S
 
 
+class Database(Queue):
+    """A queue that is emptied in transactions, as ingest does: what is in hand leaves all at once, when it is committed.
+
+    Their speed varies as on a machine that others use too, and now and then one waits for a checkpoint.
+    """
+
+    def __init__(self, noise: random.Random) -> None:
+        super().__init__()
+        self._noise = noise
+        self._in_hand = 0.0
+        self._work = 0.0
+
+    def step(self, bytes_in: float, capacity_bytes_s: float) -> float:
+        """Advance by a slot, and return how many bytes were committed."""
+        before = self.left
+        self.came.append(self.came[-1] + bytes_in)
+        time_s = SLOT_S
+        while time_s > 0 and capacity_bytes_s > 0:
+            if self._work <= 0:
+                self._in_hand = min(self.held, PORTION_BYTES)
+                if self._in_hand < 1.0:
+                    break
+                self._work = self._in_hand / capacity_bytes_s * self._noise.lognormvariate(-0.05, 0.3) + COMMIT_S
+                if self._noise.random() < STALLS_PER_S * self._work:
+                    self._work += STALL_S
+            done_s = min(time_s, self._work)
+            time_s -= done_s
+            self._work -= done_s
+            if self._work <= 0:
+                self.left = min(self.left + self._in_hand, self.came[-1])
+        return self.left - before
+
+
 @dataclass(frozen=True)
 class Trace:
     """One case of replay. stream, database: bytes a second at a time since the start; outages: (from, to) in s.
@@ -169,8 +210,8 @@ class Cloud:
         self.trace = trace
         backlog = trace.backlog_s * LIVE_BYTES_S
         self.edges = [Edge(make(number), backlog) for number in range(trace.edges)]
-        self.stream, self.database = Queue(), Queue()
         self.noise = random.Random(SEED)
+        self.stream, self.database = Queue(), Database(random.Random(SEED))
         self.lag_s = 0.0
         self.live: list[float] = []
 

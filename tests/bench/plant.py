@@ -131,13 +131,14 @@ class Plant:
         self.parts.append(part)
         return part
 
-    def ingest(self) -> Part:
-        """Make tables and streams, and start a worker."""
+    def ingest(self, workers: int = 2) -> None:
+        """Make tables and streams, and start workers: two, so that one decodes while the other waits for a commit."""
         environ = {"CNCMON_INGEST_DATABASE_DSN": self.postgres.dsn}
         made = self.start("cncmon_ingest.main", environ, "bootstrap", name="bootstrap")
         if made.process.wait(START_S_MAX):
             raise SystemExit(made.log.read_text())
-        return self.start("cncmon_ingest.main", environ, "run", name="ingest")
+        for _ in range(workers):
+            self.start("cncmon_ingest.main", environ, "run", name="ingest")
 
     def machines(self, number: int, hz: float, poll_log: Path | None = None) -> tuple[Part, Path]:
         """Start simulated machines; return their process and their documents."""

@@ -75,7 +75,9 @@ def test_the_rate_falls_when_latency_rises_and_comes_back(signal: str) -> None:
     control = controller()
     fast = run(control, 3.0, **{signal: 0.05}).replay_bytes_per_s
     assert control.step(observed(3.0, **{signal: 0.35})).replay_bytes_per_s < fast / 2
-    assert run(control, 3.0, 3.1, **{signal: 2.0}).replay_bytes_per_s == SETTINGS.replay_bytes_per_s_min
+    slow = run(control, 3.0, 3.1, **{signal: 2.0}).replay_bytes_per_s
+    # Of the database's lag each fall waits for news of what went out after the one before.
+    assert slow == SETTINGS.replay_bytes_per_s_min if signal == "ack_latency_s" else slow < fast / 8
     assert run(control, 12.0, 6.1, **{signal: 0.05}).replay_bytes_per_s > fast / 2
 
 

@@ -88,6 +88,7 @@ def contiguous(counters: list[int]) -> bool:
 
 
 async def test_a_new_interval_counts_at_once_keeps_the_connection_and_leaves_the_others_alone(plant: Run) -> None:
+    step_s = INTERVAL_MS / 1000
     async with plant() as here:
         slow = with_spec(here.known[ONE], poll_interval_ms=3_600_000)
         here.set.apply(here.known | {ONE: slow})
@@ -109,10 +110,10 @@ async def test_a_new_interval_counts_at_once_keeps_the_connection_and_leaves_the
             assert contiguous(here.recorder.counters(name))
         for name in (TWO, THREE):
             times = here.recorder.times(name)
-            offsets = sorted((at_s - times[0] + 0.02) % (INTERVAL_MS / 1000) for at_s in times)
-            # Still on the grid on which it began; a busy test machine may cost a place or two.
-            assert offsets[len(offsets) // 4] > 0.012
-            assert offsets[len(offsets) * 3 // 4] < 0.03
+            late = sorted((at_s - times[0]) % step_s for at_s in times)
+            # Still on the grid on which it began: half of them closely, as a busy test machine delays the others.
+            near = [late_s for late_s in late if min(late_s, step_s - late_s) < step_s / 5]
+            assert len(near) > len(late) / 2
 
 
 async def test_what_does_not_concern_reading_changes_nothing(plant: Run) -> None:

@@ -1,10 +1,14 @@
 import asyncio
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
+from cncmon_core.names import Origin
 from cncmon_ingest import migrate
+from cncmon_ingest.advance import advance
 from cncmon_ingest.errors import MigrationError
+from cncmon_ingest.reconcile import reconcile
 
 
 async def test_migrating_twice_does_nothing(database: asyncpg.Connection) -> None:
@@ -31,6 +35,28 @@ async def test_a_failing_migration_leaves_nothing(
         await migrate.migrate(database)
     assert await database.fetchval("SELECT to_regclass('half')") is None
     assert await migrate.version(database) == migrate.LATEST
+
+
+async def test_a_database_of_before_goes_on(database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    await database.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    shipped = migrate.shipped()
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "shipped", lambda: shipped[:1])
+        assert await migrate.migrate(database) == 1
+    await database.execute(
+        """
+        INSERT INTO watermarks (epoch, site, edge, seq, batches_stored, samples_stored, closed_seq, closed_samples)
+        VALUES (1, 'hall', 'e1', 5, 5, 51, 6, 60), (2, 'hall', 'e1', 0, 0, 0, NULL, NULL);
+        INSERT INTO ledger (epoch, seq, sha256, stored, dead, disposition)
+        VALUES (1, 6, '\\x00', 10, 0, 'stored'), (2, 1, '\\x00', 10, 0, 'stored')
+        """
+    )
+    assert await migrate.migrate(database) == len(shipped) - 1
+    assert await advance(database) == {Origin("hall", "e1")}
+    rows = await database.fetch("SELECT seq, base, samples_stored FROM watermarks ORDER BY epoch")
+    assert [tuple(row) for row in rows] == [(6, None, 61), (1, None, 10)]
+    books = await reconcile(database, timedelta(0))
+    assert books.balanced, "what nobody counted is not held against it"
 
 
 async def test_a_newer_schema_is_refused(database: asyncpg.Connection) -> None:

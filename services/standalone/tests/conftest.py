@@ -43,7 +43,9 @@ def _migrated(postgres: Postgres) -> str:
 async def dsn(_migrated: str) -> str:
     """The DSN of a database with our tables, empty."""
     connection = await asyncpg.connect(_migrated)
-    await connection.execute("TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events")
+    await connection.execute(
+        "TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events, edges, edge_epochs"
+    )
     await connection.close()
     return _migrated
 

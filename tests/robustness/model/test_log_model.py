@@ -86,6 +86,14 @@ class LogMachine(RuleBasedStateMachine):
     def cut_power(self, keep: float) -> None:
         self.world.restart(power=True, keep=keep)
 
+    @rule(size=st.integers(1, 6000), after=st.integers(0, 9000))
+    def kill_while_appending(self, size: int, after: int) -> None:
+        self.world.append_killed(size, after)
+
+    @rule()
+    def break_page(self) -> None:
+        self.world.break_page()
+
     @rule()
     def kill(self) -> None:
         self.world.restart(power=False)

@@ -14,7 +14,8 @@ from cncmon_agent.buffer.cold import ColdWork
 from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.spool import Spool, SpoolSettings
 from cncmon_agent.buffer.sync import SyncWork
-from robustness.model.disk import SimulatedDisk
+from cncmon_core import frames
+from robustness.model.disk import KilledError, SimulatedDisk
 
 FOLDER = Path("/spool")
 SEGMENT_BYTES = 16 << 10
@@ -25,6 +26,8 @@ class World:
 
     accepted: all batches by epoch and seq. needed: seqs by epoch, neither freed nor known as lost. durable: those of
     them that the log said are synced. must: of an epoch not scanned yet, what has to be found. freed: by epoch, what the agent persists. files: seqs that each file ever had.
+    undecided: what was being appended when the process was killed. suspect: epochs of starts in which a sync failed: an
+    agent killed before it could write elsewhere leaves pages that look synced to the next start, and are not.
     """
 
     def __init__(self, seed: int, *, segments_max: int = 6, capacity: int = 1 << 30) -> None:
@@ -40,6 +43,8 @@ class World:
         self.freed: dict[int, int] = {}
         self.files: dict[str, tuple[int, int, int]] = {}
         self.fail: dict[str, tuple[int, int]] = {}
+        self.undecided: set[tuple[int, int]] = set()
+        self.suspect: set[int] = set()
         self.unreadable = False
         self.dropped = False
         self.stuck = False
@@ -70,6 +75,8 @@ class World:
             self.fail[call] = number, times - 1
             self.stuck = self.stuck or call in ("rename", "unlink")
             self.passing = self.passing or call == "open"
+            if call == "fdatasync":
+                self.suspect.add(self.epoch)
             raise OSError(number, os.strerror(number))
 
     def logs(self) -> dict[int, SegmentLog]:
@@ -78,14 +85,33 @@ class World:
 
     def append(self, size: int) -> bool:
         """Append one batch whose bytes no other has."""
-        seq = self.log.range()[1]
-        batch = make(self.epoch, seq, seq - 1, "samples", [self.random.randbytes(size)], 1, seq)
+        batch = self.batch(size)
         taken = self.log.append(batch)
         if taken:
-            self.accepted[self.epoch][seq] = batch
-            self.needed[self.epoch].add(seq)
+            self.accepted[self.epoch][batch.identity.seq] = batch
+            self.needed[self.epoch].add(batch.identity.seq)
         self.check()
         return taken
+
+    def append_killed(self, size: int, after: int) -> None:
+        """Append one batch, and end the process when so many bytes of it are written."""
+        batch = self.batch(size)
+        seq = batch.identity.seq
+        self.disk.kill_after = after
+        self.accepted[self.epoch][seq] = batch
+        try:
+            if self.log.append(batch):
+                self.needed[self.epoch].add(seq)
+            else:
+                del self.accepted[self.epoch][seq]
+        except KilledError:
+            self.undecided.add((self.epoch, seq))
+        self.restart(power=False)
+
+    def batch(self, size: int) -> Batch:
+        """Return the next batch of the current epoch."""
+        seq = self.log.range()[1]
+        return make(self.epoch, seq, seq - 1, "samples", [self.random.randbytes(size)], 1, seq)
 
     def begin_sync(self) -> None:
         """Take a snapshot of what is to be synced."""
@@ -128,8 +154,12 @@ class World:
 
     def free(self, epoch: int, up_to: int) -> None:
         """Free a log up to a seq."""
-        before = self.held(self.logs()[epoch])
-        count = self.logs()[epoch].free(up_to)
+        log = self.logs()[epoch]
+        before = self.held(log)
+        self.passing = False
+        count = log.free(up_to)
+        if self.passing:
+            up_to = min(up_to, log.range()[0] - 1)
         assert count == sum(seq <= up_to for seq in before)
         self.freed[epoch] = max(self.freed[epoch], min(up_to, len(self.accepted[epoch])))
         self.needed[epoch] = {seq for seq in self.needed[epoch] if seq > up_to}
@@ -160,6 +190,8 @@ class World:
         alive = {str(path) for path in self.disk.names}
         for seq in held:
             assert seq in self.accepted[epoch], f"seq {seq} of {epoch} was never accepted"
+            if (epoch, seq) in self.undecided:
+                continue
             back = seq not in self.needed[epoch] and not self._in_files(epoch, seq, alive)
             assert not back, f"seq {seq} of {epoch} is back from a file used anew"
         self._missing(epoch, self.needed[epoch] - held)
@@ -196,12 +228,16 @@ class World:
         for epoch, log in self.logs().items():
             if epoch not in self.known:
                 continue
+            log.stats()
             held = self.held(log)
             assert held <= self.needed[epoch], (epoch, sorted(held - self.needed[epoch])[:9])
             gone += [(epoch, seq) for seq in self.needed[epoch] - held]
             kept += [(epoch, seq) for seq in held]
             self.needed[epoch] = held
-            self.durable[epoch] = {seq for seq in held if seq <= log.synced_seq}
+            if epoch in self.suspect and epoch != self.epoch:
+                self.durable[epoch] &= held
+            else:
+                self.durable[epoch] = {seq for seq in held if seq <= log.synced_seq}
             self._check_stats(log, epoch)
         counts = self._counts()
         if self.spool.recovered:
@@ -268,11 +304,15 @@ class World:
 
     def restart(self, *, power: bool, keep: float = 0.5) -> None:
         """End the process, or cut the power, and start again. Only a power cut loses what is not synced."""
+        self.dropped = self.dropped or self.spool.stats().dropped_segments > 0
         for epoch in self.needed:
             if power:
                 self.must[epoch] = set(self.durable[epoch])
             elif epoch in self.known:
                 self.must[epoch] = set(self.needed[epoch])
+                if epoch == self.epoch and self.log.appender.stranded:
+                    # No disk took them: only the process had them.
+                    self.must[epoch] -= set(self.log.unsynced)
         if power:
             self.disk.cut_power(self.random, keep)
         else:
@@ -281,8 +321,6 @@ class World:
 
 
 def _payload(batch: Batch) -> bytes:
-    from cncmon_core import frames
-
     return frames.decompress(batch.data)
 
 

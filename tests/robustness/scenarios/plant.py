@@ -22,7 +22,7 @@ from robustness.traffic.local import LocalAgent, local_agent
 from robustness.traffic.machines import Machines, running_machines
 from robustness.traffic.services import SITE, AgentProcess, IngestProcess, ingest_settings
 from robustness.validate import recovery
-from robustness.validate.finding import Finding, judge
+from robustness.validate.finding import Finding, joined, judge
 from robustness.validate.promised import Promised, newest
 from robustness.validate.report import Result
 from testkit import ingest
@@ -215,6 +215,10 @@ class Plant:
         async with asyncio.TaskGroup() as group:
             for each in self.agents:
                 group.create_task(each.stop())
+
+    def all_polls(self) -> Path:
+        """Return all poll logs as one."""
+        return joined(self.polls, self.folder / "polls-of-all.jsonl")
 
     async def judge(self) -> Finding:
         """Return what is true of everything that was accepted; prints and records it first."""

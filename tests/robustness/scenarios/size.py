@@ -7,8 +7,10 @@ from typing import Final
 
 LONG: Final = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 
-SEED: Final = int(os.environ.get("CNCMON_ROBUSTNESS_SEED") or secrets.randbelow(10**9))
-"""Decides stories, dice and the moments of faults; a new one each run, and named in everything that is printed."""
+SEED: Final = int(os.environ.setdefault("CNCMON_ROBUSTNESS_SEED", str(secrets.randbelow(10**9))))
+"""Decides stories, dice and the moments of faults; a new one each run, and named in everything that is printed. In the
+environment, so that the processes of a parallel run have the same where they are told of it.
+"""
 
 LONG_SAMPLES: Final = 3_000_000
 """What the long round checks at least."""
@@ -52,7 +54,7 @@ SHORT_ROUND: Final = Size(
 LONG_ROUND: Final = Size(
     rounds=20,
     kills=50,
-    freezes=5,
+    freezes=8,
     calm_s=3.0,
     fault_s=4.0,
     machines=40,

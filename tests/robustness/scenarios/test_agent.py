@@ -56,7 +56,7 @@ async def test_agent_killed_during_an_outage(plant: Plant) -> None:
     """Without NATS, killed and started again: it reads its machines at once, and nothing synced is lost."""
     async with plant.running(edges=1):
         agent = plant.agents[0]
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.note_fault("NATS away")
             await plant.proxy.refuse()
@@ -76,7 +76,7 @@ async def test_agent_killed_during_an_outage(plant: Plant) -> None:
 async def test_agents_stopped_and_started_during_an_outage(plant: Plant) -> None:
     """A stop in order syncs everything: what was accepted before it is there after the next start."""
     async with plant.running(edges=2):
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.note_fault("NATS away")
             await plant.proxy.refuse()

@@ -2,6 +2,9 @@
 
 import asyncio
 
+from nats.js.errors import NoKeysError
+from nats.js.kv import KeyValue
+
 from cncmon_core import names
 from robustness.faults import nats_store
 from robustness.scenarios.plant import Plant
@@ -40,7 +43,7 @@ async def test_nats_loses_storage_that_nobody_had_committed(plant: Plant) -> Non
     """The same while ingest is away: what is lost there is nowhere but on the edges."""
     copy = plant.folder / "copy"
     async with plant.running():
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.ingest.kill()
             await asyncio.to_thread(nats_store.copy_store, plant.nats, plant.nats_folder, copy)
@@ -56,7 +59,7 @@ async def test_nats_loses_storage_that_nobody_had_committed(plant: Plant) -> Non
 async def test_stream_deleted(plant: Plant) -> None:
     """FAULT 13: the stream is deleted while ingest is away, and made anew by the bootstrap."""
     async with plant.running():
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.ingest.kill()
             await asyncio.sleep(SIZE.fault_s)
@@ -87,7 +90,7 @@ async def test_stream_deleted_under_a_running_ingest(plant: Plant) -> None:
 async def test_buckets_deleted(plant: Plant) -> None:
     """FAULT 29: every KV bucket is deleted; edges go on, and everything is as before within 30 s."""
     async with plant.running():
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.note_fault("KV buckets deleted")
             async with plant.client() as client:
@@ -106,10 +109,8 @@ async def test_buckets_deleted(plant: Plant) -> None:
     await plant.holds()
 
 
-async def _keys(bucket: object) -> list[str]:
-    from nats.js.errors import NoKeysError
-
+async def _keys(bucket: KeyValue) -> list[str]:
     try:
-        return list(await bucket.keys())  # type: ignore[attr-defined]
+        return list(await bucket.keys())
     except NoKeysError:
         return []

@@ -24,7 +24,7 @@ async def test_connections_reset(plant: Plant) -> None:
 async def test_partition_by_silence(plant: Plant) -> None:
     """FAULT 10: nothing arrives and nothing is closed, for longer than the agents take to notice."""
     async with plant.running():
-        for _ in range(SIZE.rounds):
+        for _ in range(SIZE.freezes):
             await plant.flow()
             plant.note_fault("silent partition")
             plant.proxy.pause()
@@ -53,7 +53,7 @@ async def test_partition_of_a_network_namespace(plant: Plant) -> None:
     """FAULT 10: the cable is pulled, so that the kernel's own retransmissions take part."""
     with namespace() as network:
         async with plant.running(edges=1, network=network):
-            for _ in range(SIZE.rounds):
+            for _ in range(SIZE.freezes):
                 await plant.flow()
                 plant.note_fault("link down")
                 network.cut()

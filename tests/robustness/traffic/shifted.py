@@ -52,5 +52,5 @@ class ShiftedTime(SystemTime):
 
 
 if __name__ == "__main__":
-    agent.SystemTime = ShiftedTime  # type: ignore[misc]
+    vars(agent)["SystemTime"] = ShiftedTime
     main.main()

@@ -59,7 +59,7 @@ async def judge(
     for line in logs.batches():
         sent += len(line.samples)
         batches += 1
-    everything = _joined(polls, scratch / "polls-all.jsonl")
+    everything = joined(polls, scratch / "polls-all.jsonl")
     connection = await asyncpg.connect(dsn)
     try:
         verdict = await compare(connection, logs, everything, ALWAYS, LONG_AGO)
@@ -69,7 +69,8 @@ async def judge(
     return Finding(verdict, excuses, sent, batches, verdict.answered)
 
 
-def _joined(paths: Iterable[Path], into: Path) -> Path:
+def joined(paths: Iterable[Path], into: Path) -> Path:
+    """Write poll logs one behind the other into one, and return that."""
     with into.open("wb") as out:
         for path in paths:
             with path.open("rb") as file:

@@ -46,8 +46,10 @@ log = logs.get(__name__)
 
 UPKEEP_S = 1.0
 
-STUCK_S = 60.0
-"""A publish loop or a sync that has not turned for so long, while it should, is dead: only a restart helps then."""
+STUCK_S = 180.0
+"""A publish loop or a sync that has not turned for so long, while it should, is dead: only a restart helps then.
+Acknowledgements may be waited for a minute, and so may a large batch at the lowest pace.
+"""
 
 
 class Agent:
@@ -74,7 +76,7 @@ class Agent:
         floor = TimeFloor(source, DurableFile(path / "time.json") if path else None)
         self.clock = Clock(source, floor, trust=settings.clock_trusted, wait_s_max=settings.clock_wait_s_max)
         current = self.epochs.current
-        self.storage = Storage(settings, current.epoch, path, self._record)
+        self.storage = Storage(settings, current.epoch, path, self._record, next(iter(self._problems), None))
         self.batcher = Batcher(settings, current.epoch, self.storage.buffer, self._record, self.clock.now)
         self.unstamped, spool = make_unstamped(settings, self.clock, path)
         self._unstamped_care = SpoolCare("unstamped", spool, settings.sync_interval_ms) if spool is not None else None
@@ -98,11 +100,16 @@ class Agent:
         log.info("agent made", epoch=current.epoch, earlier_epochs=len(self.epochs.open))
 
     def stuck(self) -> str | None:
-        """Liveness: whether publishing stands still though there is a connection. Not being connected is no fault."""
-        still_s = time.monotonic() - self.publisher.turned_s
-        if not self.batcher.online or still_s < STUCK_S:
-            return None
-        return f"nothing was published, nor looked at, for {still_s:.0f} s"
+        """Liveness: whether publishing stands still though there is a connection, or the disk does not answer.
+
+        Not being connected is no fault. Called from another thread.
+        """
+        now_s = time.monotonic()
+        still_s = self.publisher.still_s(now_s)
+        if self.batcher.online and still_s >= STUCK_S:
+            return f"nothing was published, nor looked at, for {still_s:.0f} s"
+        still_s = self.storage.sync_overdue_s(now_s)
+        return f"a sync of the batches on disk has not ended for {still_s:.0f} s" if still_s >= STUCK_S else None
 
     def _open_folder(self) -> DataFolder | None:
         try:
@@ -112,8 +119,7 @@ class Agent:
         except FolderError as error:
             if self._settings.spool == "required":
                 raise
-            self._problems.append(f"{error}: nothing survives a restart")
-            log.error("nothing survives a restart", reason=str(error))
+            self._problems.append(str(error))
             return None
 
     def _pin(self, delivery: Delivery) -> None:
@@ -293,8 +299,14 @@ class Agent:
             machines=reports,
             config=self.config.report,
             clock=heartbeat.ClockReport(self.clock.known, self.unstamped.samples(), self.clock.steps),
-            problems=[*self._problems, *([self.storage.memory_only] if self.storage.memory_only else [])],
+            problems=self._all_problems(),
         )
+
+    def _all_problems(self) -> list[str]:
+        """Return what is wrong with this edge's disks; that there is none on purpose is not."""
+        memory_only = self.storage.memory_only if self._settings.spool != "off" else None
+        said = [*self._problems, memory_only, self.storage.cold_missing]
+        return list(dict.fromkeys(text for text in said if text is not None))
 
 
 def note_end(epoch: Epoch, buffer: Buffer) -> None:

@@ -39,6 +39,10 @@ from cncmon_agent.forecast import RateMeter, hours_left
 
 QUEUE_MAX: Final = 8.0
 """Where the virtual queues stop."""
+LATENCY_QUEUE_MAX: Final = 2.0
+"""Where that of live latency stops: it is paid off within 4 s of a database that keeps up again."""
+STALE_S_MAX: Final = 10.0
+"""A commit lag above this counts as news in any case: the database is away, not only behind."""
 
 
 class ControlSettings(Struct, frozen=True):
@@ -54,13 +58,13 @@ class ControlSettings(Struct, frozen=True):
     """Bytes a second to be written in the long run: 8 TB a year; a 32 GB card of 3,000 cycles endures some 96 TB."""
     replay_bytes_per_s_min: float = 4 << 10
     """Replay never stands still while there is a connection: 500 edges at this rate are 2 MB/s."""
-    replay_bytes_per_s_start: float = 32 << 10
-    """First rate after a connection, times 0.5 to 1.5: 500 edges at once begin at 16 MB/s."""
+    replay_bytes_per_s_start: float = 64 << 10
+    """First rate after a connection, times 0.5 to 1.5: 500 edges at once begin at 32 MB/s."""
     hold_s_max: float = 0.5
     """Replay begins at random so late after a connection; one minute of backlog still goes within 2 s."""
     ack_slack_s: float = 0.05
     """Ack latency over its floor that is aimed at: a tenth of the 500 ms that a live sample may take."""
-    commit_slack_s: float = 0.15
+    commit_slack_s: float = 0.08
     """Time from stream to database over its floor that is aimed at; the watermark is told every 200 ms."""
     v: float = 1.0
     """V of drift plus penalty. Larger: fewer CPU seconds and writes, slower changes of rate, longer queues."""
@@ -196,6 +200,8 @@ class Controller:
         self._peak = 0.0
         self._calm_s = 0.0
         self._excess: float | None = None
+        self._fell_s = -math.inf
+        self._stale = False
         self._ack_floor_s = self._commit_floor_s = math.inf
         self._gain_scale = 1.0
         self._level = LEVELS[0]
@@ -255,6 +261,7 @@ class Controller:
         self._online = True
         self._share = 0.0
         self._peak, self._excess = 0.0, None
+        self._fell_s, self._stale = -math.inf, False
         self._calm_s = CALM_S
         self._ack_floor_s = self._commit_floor_s = math.inf
         self._hold_until_s = now_s + self._rng.random() * self._settings.hold_s_max
@@ -266,7 +273,7 @@ class Controller:
 
     def _look(self, seen: Observation, dt_s: float) -> None:
         """Take the latencies; the larger excess, of the stream or of the database behind it, is what counts."""
-        excesses = []
+        excesses: list[float] = []
         for latency_s in (seen.ack_latency_s, seen.ack_latency_floor_s):
             # The lowest since the connection, and never forgotten while it lasts: under a queue of hours that many
             # edges keep up together, a floor that forgets would take the queue for the way.
@@ -275,12 +282,20 @@ class Controller:
             # Over a long way latency swings more.
             slack_s = max(self._settings.ack_slack_s, min(self._ack_floor_s / 4, 0.15))
             excesses.append((seen.ack_latency_s - self._ack_floor_s) / slack_s)
+        stale = False
         if seen.commit_lag_s is not None:
             self._commit_floor_s = min(self._commit_floor_s, seen.commit_lag_s)
-            excesses.append((seen.commit_lag_s - self._commit_floor_s) / self._settings.commit_slack_s)
+            commit = (seen.commit_lag_s - self._commit_floor_s) / self._settings.commit_slack_s
+            # What is told now went out `commit_lag_s` ago. If that was before the share fell last, the fall is not in it.
+            sent_s = seen.now_s - seen.commit_lag_s
+            stale = commit > max([*excesses, 0.0]) and sent_s < self._fell_s and seen.commit_lag_s < STALE_S_MAX
+            excesses.append(commit)
         if excesses:
-            self._excess = min(max(*excesses, 0.0), EXCESS_MAX)
-        self._latency = _virtual(self._latency, min(self._excess or 0.0, 4.0), dt_s / TAU_LATENCY_S)
+            self._excess = min(max([*excesses, 0.0]), EXCESS_MAX)
+            self._stale = stale
+        if not self._stale:
+            queue = _virtual(self._latency, min(self._excess or 0.0, 4.0), dt_s / TAU_LATENCY_S)
+            self._latency = min(queue, LATENCY_QUEUE_MAX)
 
     def _learn(self, seen: Observation, dt_s: float) -> None:
         """Move the share to the closed minimum of the replay's drift plus penalty."""
@@ -292,6 +307,10 @@ class Controller:
         self._calm_s = self._calm_s + dt_s if excess < CALM else 0.0
         growth = GROWTH * (AT_FLOOR if self._calm_s >= CALM_S else 1.0)
         step = max(growth * (self._backlog - price) * dt_s / settings.v, -STEP_DOWN)
+        if step < 0:
+            if self._stale:
+                return
+            self._fell_s = seen.now_s
         share = self._share * math.exp(min(step, 1.0))
         if seen.replayed_bytes_s is not None:
             self._peak = max(seen.replayed_bytes_s, self._peak * math.exp(-dt_s))

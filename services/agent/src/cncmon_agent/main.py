@@ -13,6 +13,9 @@ from cncmon_agent.settings import AgentSettings
 from cncmon_core import nats_link, service, settings
 from cncmon_core.monitor import Health
 
+_WHAT = """Without a command: reads this edge's machines and ships what they say, until SIGTERM. Exit status 0 then,
+1 where the data folder can't be used, 2 where a setting or an argument is wrong."""
+
 
 async def run_agent(health: Health, stop: asyncio.Event) -> None:
     """Build the agent from its settings and run it."""
@@ -29,9 +32,14 @@ async def run_agent(health: Health, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run until SIGTERM; or look at what is on disk (`cncmon-agent buffer`)."""
-    parser = argparse.ArgumentParser(prog="cncmon-agent", description=__doc__, epilog=_epilog())
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", metavar="[buffer …]")
+    parser = argparse.ArgumentParser(
+        prog="cncmon-agent",
+        usage="%(prog)s [-h] [buffer ls|verify|export …]",
+        description=_WHAT,
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="buffer", prog="cncmon-agent")
     if len(sys.argv) > 1:
         # What runs for years has no need of it.
         from cncmon_agent.inspect import command
@@ -45,7 +53,7 @@ def main() -> None:
     except (FolderError, SpoolError) as error:
         sys.exit(f"cncmon-agent: {error}")
     except OSError as error:
-        sys.exit(f"cncmon-agent: the data folder can't be used: {error}")
+        sys.exit(f"cncmon-agent: {error.filename or 'the data folder'} can't be used: {error.strerror or error}")
 
 
 def _epilog() -> str:

@@ -76,6 +76,7 @@ class _Lane:
         self.published = PUBLISHED.labels(name)
         self.room = asyncio.Semaphore(in_flight_max)
         self.waiting = asyncio.Event()
+        self.turned_s = time.monotonic()
 
 
 class Publisher:
@@ -104,8 +105,6 @@ class Publisher:
         self.lag = CommitLag()
         self.stream_error: str | None = None
         self.progress = asyncio.Event()
-        self.turned_s = time.monotonic()
-        """When the publish loops were last seen to do their work, monotonic."""
 
     async def session(self, client: Client, *also: Task) -> None:
         """Publish until the connection is gone; run each of `also(client)` beside it."""
@@ -126,7 +125,7 @@ class Publisher:
                 group.create_task(self._live(client, js, live))
                 group.create_task(self._backlog(client, js, backlog))
                 group.create_task(self._follow_watermark(client, js))
-                group.create_task(self._watch())
+                group.create_task(self._watch(backlog))
                 for task in also:
                     group.create_task(_awaited(task(client)))
         finally:
@@ -142,6 +141,10 @@ class Publisher:
         oldest = next(iter(self._flights), None)
         age_s = now_s - oldest.sent_s if oldest is not None else 0.0
         return max(mean_s, age_s) if mean_s is not None else age_s if age_s > QUIET_S else None
+
+    def still_s(self, now_s: float) -> float:
+        """Return for how long the lane that is behind has not been seen to do its work; 0 without a connection."""
+        return now_s - min((lane.turned_s for lane in self._lanes), default=now_s)
 
     def wake(self) -> None:
         """Something is there to be published."""
@@ -194,8 +197,8 @@ class Publisher:
                 await self._publish(client, js, lane, *found)
 
     async def _ready(self, lane: _Lane) -> None:
-        self.turned_s = time.monotonic()
-        pause_s = self._refused_until_s - time.monotonic()
+        lane.turned_s = time.monotonic()
+        pause_s = self._refused_until_s - lane.turned_s
         if pause_s > 0:
             await asyncio.sleep(pause_s)
         await lane.room.acquire()
@@ -309,7 +312,7 @@ class Publisher:
         self.wake()
         self.progress.set()
 
-    async def _watch(self) -> None:
+    async def _watch(self, backlog: _Lane) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
             now_s = time.monotonic()
@@ -323,7 +326,11 @@ class Publisher:
                 if flight.sent_s < late_s:
                     self.latency.observe(now_s - flight.sent_s)
                     future.cancel()
-            self.turned_s = now_s
+            if not self._deliveries.backlog():
+                # Its pace is zero then, and it waits for another.
+                backlog.turned_s = now_s
+            # Who waits turns once all the same: that is what tells it from who is dead.
+            self._batcher.appended.set()
             self.wake()
 
 

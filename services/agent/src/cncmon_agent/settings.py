@@ -35,7 +35,7 @@ class AgentSettings(Struct, frozen=True):
         Meta(
             ge=1 << 20,
             le=1 << 30,
-            description="Memory for batches, a power of two: what is not synced yet, or all there is without a disk.",
+            description="Memory for batches, rounded down to a power of two: what is not synced yet; without a disk, all.",
         ),
     ] = 2 << 20
     spool: Annotated[

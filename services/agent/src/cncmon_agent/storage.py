@@ -44,6 +44,7 @@ COUNTED = {
         ("quarantined_records", "Records that were damaged on the disk."),
         ("abandoned_files", "Files left because a sync failed under them."),
         ("refused_batches", "Batches that the disk did not take."),
+        ("cold_errors", "Failures of the cold tier's disk."),
         ("free_bytes", "What the disk has left."),
     )
 }
@@ -68,8 +69,15 @@ class Held(NamedTuple):
 class Storage:
     """The current epoch's buffer, and the spool with the logs of all epochs where there is a disk."""
 
-    def __init__(self, settings: AgentSettings, epoch: int, folder: Path | None, record: AcceptedLog | None) -> None:
-        """folder: the data folder, None where it can't be used.
+    def __init__(
+        self,
+        settings: AgentSettings,
+        epoch: int,
+        folder: Path | None,
+        record: AcceptedLog | None,
+        unusable: str | None = None,
+    ) -> None:
+        """folder: the data folder, None where it can't be used; unusable: why, for people.
 
         Raises:
             SpoolError: there is no disk to be used, and the settings demand one.
@@ -77,7 +85,8 @@ class Storage:
         self._settings = settings
         self._record = record
         self.memory_only: str | None = None
-        spool = self._open(folder)
+        self.cold_missing: str | None = None
+        spool = self._open(folder, unusable or f"data folder {settings.data_dir} can't be used")
         self.care = SpoolCare(FOLDER, spool, settings.sync_interval_ms) if spool is not None else None
         self.log: SegmentLog | None = spool.begin(epoch) if spool is not None else None
         self._hot = HotRing(settings.hot_bytes_max)
@@ -88,15 +97,22 @@ class Storage:
         self.recompress_level = 1
         MEMORY_ONLY.set(spool is None)
 
-    def _open(self, folder: Path | None) -> Spool | None:
+    def _open(self, folder: Path | None, unusable: str) -> Spool | None:
         settings = self._settings
         if settings.spool == "off":
-            self.memory_only = "as configured (CNCMON_AGENT_SPOOL=off)"
+            self.memory_only = "batches are kept in memory alone, as configured (CNCMON_AGENT_SPOOL=off)"
             return None
         try:
             if folder is None:
-                raise SpoolError(f"data folder {settings.data_dir} can't be used")
-            return Spool(folder / FOLDER, spool_settings(settings))
+                raise SpoolError(unusable)
+            spool = Spool(folder / FOLDER, spool_settings(settings))
+            if (full := no_room(spool)) is not None:
+                spool.close()
+                raise SpoolError(f"data folder {settings.data_dir}: {full}")
+            if spool.stats().cold_errors:
+                self.cold_missing = f"cold tier {settings.cold_dir} can't be used: batches stay in {settings.data_dir}"
+                log.error("the cold tier can't be used", reason=self.cold_missing)
+            return spool
         except SpoolLockedError:
             raise
         except SpoolError as error:
@@ -125,6 +141,12 @@ class Storage:
     def recovered(self) -> bool:
         """Whether everything that earlier starts left on disk is known."""
         return self.care is None or self.care.recovered.is_set()
+
+    def sync_overdue_s(self, now_s: float) -> float:
+        """Return for how long the next sync has been overdue; 0 without a disk."""
+        if self.care is None:
+            return 0.0
+        return max(0.0, now_s - self.care.turned_s - self._settings.sync_interval_ms / 1000)
 
     async def run(self) -> None:
         """Recover what earlier starts left, sync, and move to the cold tier, until cancelled."""
@@ -237,6 +259,18 @@ class Storage:
         if self.care is not None:
             self.care.close()
             self._note_sync()
+
+
+def no_room(spool: Spool) -> str | None:
+    """Return why not one batch can be taken, for people; None where there is room, or something to drop for it."""
+    stats, settings = spool.stats(), spool.settings
+    wanted = settings.segment_bytes + settings.reserve_bytes
+    if stats.segments or stats.spares or not 0 <= stats.free_bytes < wanted:
+        return None
+    return (
+        f"no room for batches on the disk: {stats.free_bytes >> 20} MiB are free, and {wanted >> 20} MiB are needed, "
+        f"{settings.reserve_bytes >> 20} of them to be left to others (CNCMON_AGENT_SPOOL_FREE_BYTES_MIN)"
+    )
 
 
 def spool_settings(settings: AgentSettings, *, cold: bool = True) -> SpoolSettings:

@@ -20,7 +20,7 @@ from cncmon_core.names import NAME_CHARS_MAX
 SCHEMA: Final = 1
 
 DOCUMENT_BYTES_MAX: Final = (1 << 20) - MAX_PAYLOAD_RESERVE_BYTES
-"""What fits into a message of a NATS server with its default max_payload of 1 MiB: some 700 machines of 13 signals."""
+"""What fits into a message of a NATS server as it comes (max_payload 1 MiB): some 650 machines of a dozen signals."""
 
 MACHINES_MAX: Final = 1000
 

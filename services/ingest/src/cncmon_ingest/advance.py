@@ -16,11 +16,12 @@ WITH RECURSIVE found AS (
     FROM found WHERE found.epoch IS NOT NULL
 )
 SELECT w.epoch FROM found JOIN watermarks w USING (epoch),
-LATERAL (SELECT FROM ledger l WHERE l.epoch = w.epoch AND l.seq <= w.seq + 1 LIMIT 1) next
+LATERAL (SELECT l.seq FROM ledger l WHERE l.epoch = w.epoch ORDER BY l.seq LIMIT 1) lowest
+WHERE lowest.seq <= w.seq + 1
 UNION
 SELECT w.epoch FROM gaps g JOIN watermarks w USING (epoch) WHERE g.state = 'declared' AND g.seq_from = w.seq + 1
 """
-"""Epochs that can move, by a look into the ledger's index for each epoch in it: neither what lies above a lost batch
+"""Epochs that can move, by two looks into the ledger's index for each epoch in it: neither what lies above a lost batch
 nor the watermarks of all epochs there ever were make a round longer. A row under the watermark is a batch that was
 taken out of a gap.
 """

@@ -149,7 +149,9 @@ def _accepted(row: asyncpg.Record) -> tuple[int, int | None]:
         # Above a closing nothing was accepted, except what the stream had all the same.
         batches = max(row["closed_seq"], row["watermark"]) + row["beyond_batches"]
         samples = row["closed_samples"] if row["closed_seq"] >= row["watermark"] else row["base"]
-        return batches, None if samples is None else int(samples + row["beyond_samples"])
+        # An epoch that an earlier version has begun to count has events among its samples.
+        uncounted = samples is None or (row["watermark"] > 0 and row["base"] is None)
+        return batches, None if uncounted else int(samples + row["beyond_samples"])
     if row["last_seq"] is None and not row["stored"] + row["dead"]:
         # Known from gaps alone, such as those of samples that never got a time: nothing says that there was more.
         return int(row["gap_batches"]), int(row["gap_samples"])

@@ -123,6 +123,83 @@ class Status(Struct):
     live_clients: Annotated[int, Meta(description="Open live streams.")]
 
 
+class EdgeBuffer(Struct):
+    """What waits on an edge. null: its agent does not say."""
+
+    batches: int | None = None
+    samples: int | None = None
+    bytes: int | None = None
+    capacity_bytes: int | None = None
+    oldest_age_s: Annotated[float | None, Meta(description="Age of the oldest batch that waits.")] = None
+    unacked_batches: Annotated[int | None, Meta(description="Not yet in the stream.")] = None
+    hours_left: Annotated[
+        float | None, Meta(description="Hours of outage that it can still take; null: no limit in sight.")
+    ] = None
+    memory_only: Annotated[bool | None, Meta(description="Its disk can't be used: a restart loses what waits.")] = None
+    hot_bytes: Annotated[int | None, Meta(description="In memory.")] = None
+    warm_bytes: Annotated[int | None, Meta(description="On disk.")] = None
+    cold_bytes: Annotated[int | None, Meta(description="On disk, compressed harder.")] = None
+    dropped_samples: Annotated[int | None, Meta(description="Dropped since its start: no room.")] = None
+    quarantined_records: Annotated[int | None, Meta(description="Damaged on disk, put aside.")] = None
+
+
+class EdgeConfigError(Struct):
+    """Why an edge refuses a configuration."""
+
+    machine: str | None = None
+    path: str | None = None
+    problem: str | None = None
+
+
+class EdgeConfig(Struct):
+    """The configuration that an edge runs, and what is wrong with the newest one."""
+
+    revision: int | None = None
+    sha256: str | None = None
+    source: Annotated[str | None, Meta(description="kv, disk, files or none.")] = None
+    errors: list[EdgeConfigError] = []
+
+
+class EdgeClock(Struct):
+    """Whether an edge knows the time."""
+
+    known: bool | None = None
+    steps: Annotated[int | None, Meta(description="Steps of its clock since its start.")] = None
+    waiting_samples: Annotated[int | None, Meta(description="Samples that wait for the time to be known.")] = None
+
+
+class EdgeMachines(Struct):
+    """How many machines an edge reads, by the state of the connection."""
+
+    connected: int = 0
+    connecting: int = 0
+    offline: int = 0
+
+
+class Edge(Struct):
+    """An edge agent, as its last heartbeat told. null: that heartbeat has no such part."""
+
+    site: str
+    edge: str
+    boot_id: Annotated[str, Meta(description="Another one after each start.")]
+    version: str | None
+    time: Annotated[datetime, Meta(tz=True, description="Of the heartbeat, by the edge's clock.")]
+    received: Annotated[datetime, Meta(tz=True, description="When the heartbeat arrived.")]
+    stale: Annotated[bool, Meta(description="It arrived longer ago than edge_stale_after_ms.")]
+    buffer: EdgeBuffer | None
+    config: EdgeConfig | None
+    clock: EdgeClock | None
+    problems: Annotated[list[str], Meta(description="What the agent says is wrong, in sentences.")]
+    machines: EdgeMachines
+
+
+class EdgeList(Struct):
+    """All edges, sorted by site and name, and the API's clock to count ages from."""
+
+    now: Utc
+    edges: list[Edge]
+
+
 class Problem(Struct):
     """An error (RFC 9457)."""
 
@@ -141,6 +218,7 @@ ANSWERS: tuple[type[Struct], ...] = (
     LiveSamples,
     LiveStatus,
     Status,
+    EdgeList,
     Problem,
 )
 

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cncmon_api import __version__, params, samples, series
+from cncmon_api import __version__, edges, params, samples, series
 from cncmon_api.database import Database
 from cncmon_api.errors import BadRequestError
 from cncmon_api.live import Hub, Subscription
 from cncmon_api.models import (
     DatabaseStatus,
+    EdgeList,
     MachineList,
     SamplePage,
     Series,
@@ -160,6 +161,15 @@ async def live(
         raise BadRequestError(f"machines names {len(names)}: at most {params.LIVE_MACHINES_MAX}, or leave it out.")
     wants = Subscription(frozenset(names) if names else None, every == "all")
     return LiveResponse(hub, hub.join(wants))
+
+
+@router.get("/edges", summary="All edges with buffer, configuration and clock", responses=_answers(EdgeList, 503))
+async def edge_list(request: Request) -> Response:
+    """List the edges as their last heartbeats told, sorted by site and name."""
+    database: Database = request.app.state.database
+    settings: ApiSettings = request.app.state.settings
+    found = await edges.read_edges(database, timedelta(milliseconds=settings.edge_stale_after_ms))
+    return _json(encode(found))
 
 
 @router.get("/status", summary="How the API itself is", responses=_answers(Status))

@@ -29,6 +29,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
             description="A machine whose last sample is older is offline; later where its samples are further apart.",
         ),
     ] = 15_000
+    edge_stale_after_ms: Annotated[
+        int,
+        Meta(ge=1_000, description="An edge whose last heartbeat came longer ago is stale; they send every 5 s."),
+    ] = 30_000
     tick_ms: Annotated[int, Meta(ge=50, le=10_000, description="How often live clients get news.")] = 500
     idle_tick_ms: Annotated[
         int, Meta(ge=50, le=60_000, description="How often states are followed while no live client is there.")

@@ -258,6 +258,39 @@ def dlq_replay(
     raise typer.Exit(_run(command.replay(data, ids or [], every=every, as_json=as_json)))
 
 
+Dsn = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="PostgreSQL URL of the database.", show_default="that of the system that runs"),
+]
+
+
+@app.command("import", short_help="Store what was exported from an edge.")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Exports (JSON lines or Parquet).")],
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Store what `cncmon-agent buffer export` took from an edge, exactly once, whatever the edge delivers itself.
+
+    It may be stopped and run again. Exit status 1 when something in the files is damaged; the rest of them is stored.
+    """
+    from cncmon_standalone import importing as command
+
+    raise typer.Exit(_run(command.run(data, files, dsn=dsn, as_json=as_json)))
+
+
+@app.command(short_help="Is all there? Stored + dead + gaps = accepted.")
+def reconcile(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Check for every epoch of every edge that stored + dead + gaps = accepted, in batches and samples.
+
+    What an edge still has is on its way and no fault. Exit status 1 when something does not balance.
+    """
+    from cncmon_standalone import reconciling as command
+
+    raise typer.Exit(_run(command.run(data, dsn=dsn, as_json=as_json)))
+
+
 def _run[T](work: Coroutine[None, None, T]) -> T:
     return asyncio.run(work)
 

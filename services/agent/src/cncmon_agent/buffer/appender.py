@@ -9,7 +9,7 @@ from typing import Final
 from cncmon_agent.batch import Batch
 from cncmon_agent.buffer import footer as footers
 from cncmon_agent.buffer import record
-from cncmon_agent.buffer.names import SegmentName
+from cncmon_agent.buffer.names import HEADER_BYTES, SegmentName
 from cncmon_agent.buffer.reading import Readers
 from cncmon_agent.buffer.record import Nonce
 from cncmon_agent.buffer.segment import DATA_BYTES_MAX, Segment
@@ -208,4 +208,4 @@ class Appender:
 
 
 def _least_file(record_bytes: int) -> int:
-    return record_bytes + footers.size_of(1) + 2 * footers.PAGE
+    return HEADER_BYTES + record_bytes + footers.size_of(1) + footers.PAGE

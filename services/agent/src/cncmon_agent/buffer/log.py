@@ -102,8 +102,8 @@ class SegmentLog:
         for segment in self._up_to(last):
             if segment.last <= last:
                 self._give_up(segment)
-            else:
-                self._give_up_part(segment, max(self._head, segment.first), last)
+            elif not self._give_up_part(segment, max(self._head, segment.first), last):
+                last = max(self._head, segment.first) - 1
         for batch in self.appender.forget(last):
             self._count_out(1, batch.samples, batch.bytes)
         self._head = last + 1
@@ -144,9 +144,13 @@ class SegmentLog:
 
     def stats(self) -> Stats:
         """Return how full it is."""
-        if self._oldest[0] != self._head or self._oldest[1] is None:
-            oldest = self.get(self._head)
-            self._oldest = self._head, oldest.created_ms if oldest else None
+        while self._oldest[0] != self._head or self._oldest[1] is None:
+            # Reading may find it damaged, and then another is the oldest.
+            head = self._head
+            oldest = self.get(head)
+            if oldest is not None or head == self._head:
+                self._oldest = head, oldest.created_ms if oldest else None
+                break
         return Stats(
             batches=self._batches,
             samples=self._samples,
@@ -252,18 +256,22 @@ class SegmentLog:
         self.segments.remove(segment)
         self._store.release(segment)
 
-    def _give_up_part(self, segment: Segment, first: int, last: int) -> None:
+    def _give_up_part(self, segment: Segment, first: int, last: int) -> bool:
+        """Give up some seqs of a segment; False (and nothing changed) when the file can't be opened just now."""
         try:
             index = self._readers.index_of(segment)
-        except OSError:
+        except OSError as error:
             self._store.counters.read_errors += 1
+            if error.errno in PASSING:
+                return False
             self._lose(segment)
-            return
+            return True
         for seq in range(first, last + 1):
             if segment.is_held(seq):
                 entry = index[seq - segment.first]
                 segment.give_up(entry)
                 self._count_out(1, footers.samples(entry), footers.batch_bytes(entry))
+        return True
 
     def _settle(self) -> None:
         """Move the first seq held over what is not held."""

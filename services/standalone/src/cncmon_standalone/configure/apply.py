@@ -76,7 +76,7 @@ async def _change(
                 f"the configuration of {'/'.join(key)} that is there can't be used, and so not changed: "
                 f"{stored.fault}. Replace it as a whole: cncmon apply --prune -f ALL_ITS_MACHINES"
             )
-        return merge(*key, stored.config, given, gone=gone, prune=prune)
+        return merge(*key, stored.config, given, gone=gone, prune=prune, revision=stored.revision + 1)
 
     return await documents.change(*key, to, dry_run=dry_run)
 

@@ -50,10 +50,12 @@ def merge(
     *,
     gone: Mapping[str, Verb] = MappingProxyType({}),
     prune: bool = False,
+    revision: int | None = None,
 ) -> EdgeChange:
     """Return what `given` makes of an edge's document: its machines are put in; what it does not name stays.
 
-    gone: machines to be taken out, and how that is called. prune: take out all that are not given.
+    gone: machines to be taken out, and how that is called. prune: take out all that are not given. revision: of the new
+    document; one more than the current one's where it is not said.
     """
     had = current.by_name if current is not None else {}
     bare = edge_config.make(site, edge, 1, given.values()).by_name
@@ -71,7 +73,8 @@ def merge(
             changes.append(MachineChange(name, "configured", difference(had[name], bare[name])))
         elif name in bare:
             changes.append(MachineChange(name, "unchanged"))
-    revision = current.revision + 1 if current is not None else 1
+    if revision is None:
+        revision = current.revision + 1 if current is not None else 1
     return EdgeChange(site, edge, changes, edge_config.make(site, edge, revision, wanted.values()))
 
 

@@ -31,10 +31,14 @@ Edge = tuple[str, str]
 
 
 class Stored(NamedTuple):
-    """What an edge's key holds. seq: of the key's last message, 0 where there is none. fault: why it can't be used."""
+    """What an edge's key holds. seq: of the key's last message, 0 where there is none. fault: why it can't be used.
+
+    revision: the document's; where that can't be known, one that is no less: every write takes a new seq.
+    """
 
     config: EdgeConfig | None
     seq: int
+    revision: int
     fault: str = ""
 
 
@@ -80,14 +84,15 @@ class Documents:
         try:
             message = await self._js.get_last_msg(_STREAM, _PREFIX + names.edge_key(site, edge))
         except NotFoundError:
-            return Stored(None, 0)
+            return Stored(None, 0, 0)
         seq = message.seq or 0
         if not message.data:
-            return Stored(None, seq)
+            return Stored(None, seq, seq)
         try:
-            return Stored(edge_config.decode(message.data, site, edge), seq)
+            config = edge_config.decode(message.data, site, edge)
         except EdgeConfigError as error:
-            return Stored(None, seq, str(error))
+            return Stored(None, seq, max(seq, error.revision or 0), str(error))
+        return Stored(config, seq, config.revision)
 
     async def change(self, site: str, edge: str, to: Callable[[Stored], EdgeChange], *, dry_run: bool) -> EdgeChange:
         """Change an edge's document by `to`, again with what is there then where somebody else was quicker.

@@ -8,6 +8,7 @@ import time
 import msgspec
 from rich.markup import escape
 
+from cncmon_agent.config.store import FILE as LAST_GOOD
 from cncmon_core import machine_files
 from cncmon_core.machine import Machine
 from cncmon_simulator import Settings
@@ -88,6 +89,9 @@ class _Demo:
             ),
             accepted_log=proof / "accepted.jsonl" if measured else None,
         )
+        for edge in self._plan.edges:
+            # Of a demo on the same folder: its machines listened on other ports.
+            (self._plan.agent_folder(edge) / LAST_GOOD).unlink(missing_ok=True)
         self._proof = proof
         self._began = time.monotonic()
 
