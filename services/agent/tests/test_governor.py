@@ -137,7 +137,7 @@ def test_evidence_against_the_stream_is_told_once(parts: Parts, told: Telling, b
 
 
 def segment(epoch: int, first: int, last: int) -> SegmentInfo:
-    return SegmentInfo(epoch, first, last, last - first + 1, 4096, "warm", True)
+    return SegmentInfo(epoch, first, last, last - first + 1, last - first + 1, 4096, "warm", True, f"{epoch}-{first}")
 
 
 def test_the_stream_is_trusted_with_what_it_has_taken_while_that_is_decided(parts: Parts, told: Telling) -> None:

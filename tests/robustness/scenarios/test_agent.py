@@ -3,11 +3,16 @@
 import asyncio
 import shutil
 
+import asyncpg
+
 from cncmon_core import names
 from robustness.scenarios.plant import Plant
 from robustness.scenarios.size import SIZE
 from robustness.traffic.services import AgentProcess
 from robustness.validate.promised import newest
+
+ALERT_S_MAX = 60.0
+"""Two live boot ids under one name are told of within a minute."""
 
 
 async def accepts_anew(agent: AgentProcess, before: tuple[int, int] | None, timeout_s: float = 30) -> None:
@@ -111,7 +116,21 @@ async def test_cloned_edge(plant: Plant) -> None:
         await plant.proxy.open()
         await plant.flow()
         await plant.recovered()
+        async with asyncio.timeout(ALERT_S_MAX):
+            while not await alerted(plant.dsn):
+                await asyncio.sleep(0.2)
     await plant.holds()
+
+
+async def alerted(dsn: str) -> bool:
+    connection = await asyncpg.connect(dsn)
+    try:
+        found: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM events WHERE type = 'edge_cloned' AND site = 'hall' AND edge = 'e1')"
+        )
+    finally:
+        await connection.close()
+    return found
 
 
 async def test_data_folder_lost_for_good(plant: Plant) -> None:

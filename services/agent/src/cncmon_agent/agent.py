@@ -1,6 +1,7 @@
 """The agent: its parts, how they are wired, and how they stop."""
 
 import asyncio
+import contextlib
 import gc
 import random
 import time
@@ -210,8 +211,9 @@ class Agent:
         known = {epoch.epoch for epoch in self.epochs.open}
         for number, found in left.items():
             if number not in known:
-                # The epochs file was lost: what is not there any more may well be in the database.
-                self.epochs.open.append(Epoch(number, freed_seq=found.range()[0] - 1))
+                # The epochs file was lost. What is not there any more may be in the database, or was dropped: the
+                # database knows, and takes of what is declared only what it lacks.
+                self.epochs.open.append(Epoch(number))
         for epoch in self.epochs.open:
             buffer: Buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
             note_end(epoch, buffer)
@@ -272,11 +274,14 @@ class Agent:
         key = names.edge_key(self._settings.site, self._settings.edge)
         failed: str | None = None
         while True:
+            self.config.changed.clear()
             said = await heartbeat.send(client, key, names.KV_STATUS, self.heartbeat())
             if said is not None and said != failed:
                 log.warning("no heartbeat", error=said)
             failed = said
-            await asyncio.sleep(self._settings.heartbeat_ms / 1000)
+            # Whoever changed the configuration waits to hear what became of it.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.config.changed.wait(), self._settings.heartbeat_ms / 1000)
 
     def heartbeat(self) -> Heartbeat:
         """Return what there is to say now."""

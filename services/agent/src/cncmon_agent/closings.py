@@ -1,4 +1,8 @@
-"""Says of every earlier epoch that it will not grow, until the database has it (rule A1)."""
+"""Says of every earlier epoch that it will not grow, until the database has it (rule A1).
+
+Said again where the batch that said it was not taken, or was dropped or damaged before it was delivered: the watermark
+passes over such a batch, and is no sign then that anybody has heard.
+"""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -18,10 +22,12 @@ class Closings:
         self._batcher = batcher
         self._now = now
         self._said: dict[int, int] = {}
+        self._begun = False
 
     def say(self) -> None:
-        """Close every earlier epoch that is not closed yet; once, when all of them are recovered."""
-        due = [epoch for epoch in self._epochs.open if not epoch.closed]
+        """Close every earlier epoch that is not closed yet and of which it is not said; when all of them are recovered."""
+        self._begun = True
+        due = [epoch for epoch in self._epochs.open if not epoch.closed and epoch.epoch not in self._said]
         if not due:
             return
         events = [
@@ -35,11 +41,20 @@ class Closings:
             for epoch in due
         ]
         if (seq := self._batcher.add_events(events)) is not None:
-            self._said = {epoch.epoch: seq for epoch in due}
+            self._said |= {epoch.epoch: seq for epoch in due}
 
     def step(self) -> list[int]:
-        """Note which closings are in the database; return the epochs that are done with, for their logs to go."""
-        watermark = self._deliveries.current.watermark or 0
+        """Note which closings are in the database; return the epochs that are done with, for their logs to go.
+
+        Before the watermark can pass a batch that is missing, it has to be declared: to be called at least as often.
+        """
+        if not self._begun:
+            return []
+        current = self._deliveries.current
+        unheard = current.unheard(set(self._said.values()))
+        self._said = {epoch: seq for epoch, seq in self._said.items() if seq not in unheard}
+        self.say()
+        watermark = current.watermark or 0
         forgotten = []
         for epoch in list(self._epochs.open):
             if watermark >= self._said.get(epoch.epoch, watermark + 1):
@@ -49,5 +64,6 @@ class Closings:
                 if delivery is not None:
                     self._deliveries.forget(epoch.epoch)
                 self._epochs.forget(epoch.epoch)
+                self._said.pop(epoch.epoch, None)
                 forgotten.append(epoch.epoch)
         return forgotten

@@ -18,8 +18,12 @@ class Deliveries:
         self.earlier: dict[int, Delivery] = {}
         self.stream_created = stream_created
         self._window_s = duplicate_window_s
+        self._acked_in = stream_created
+        self._asked = False
         self._past: set[str] = set()
         self._told: Watermark | None = None
+        self.unsure = False
+        """Whether the cloud side speaks of another stream than the server did: then the server is to be asked again."""
         self.floor = 0
         """Up to which stream sequence everything is in the database, as far as the cloud side has said."""
         self._highest_taken = epoch.acked_stream_seq
@@ -31,7 +35,11 @@ class Deliveries:
     def add_earlier(self, buffer: Buffer, epoch: Epoch) -> Delivery:
         """Drain an earlier epoch's batches too; those of them that came first go first."""
         delivery = Delivery(buffer, epoch, self._window_s, time.monotonic())
-        self._highest_taken = max(self._highest_taken, epoch.acked_stream_seq)
+        if self._acked_in in ("", self.stream_created):
+            self._highest_taken = max(self._highest_taken, epoch.acked_stream_seq)
+        else:
+            # The stream that took them was gone before they were read from the disk.
+            delivery.lost_from(0)
         delivery.go_live()
         if self._told is not None and epoch.epoch in self._told.epochs:
             delivery.told(self._told.epochs[epoch.epoch])
@@ -96,10 +104,19 @@ class Deliveries:
         self._highest_taken = max(self._highest_taken, stream_seq)
         delivery.taken(seq, stream_seq, now_s)
 
-    def stream_seen(self, created: str, last_seq: int) -> None:
-        """The server said of the stream when it was made and which sequence it gave out last."""
+    def stream_seen(self, created: str, last_seq: int | None = None) -> None:
+        """The server said of the stream when it was made and which sequence it gave out last.
+
+        What it says counts for more than a document, which may be older, or speak of a backup's stream that is back.
+        last_seq: only where nothing is in flight, or it may be behind what is acknowledged by the time it is heard.
+        """
+        self._asked = True
+        self.unsure = False
+        self._past.discard(created)
         self._made(created)
-        if last_seq < self._highest_taken:
+        if self._told is not None and self._told.stream_created == created:
+            self.floor = self._told.committed_floor
+        if last_seq is not None and last_seq < self._highest_taken:
             self._went_back(last_seq + 1)
             self._highest_taken = last_seq
 
@@ -115,7 +132,11 @@ class Deliveries:
         for delivery in list(self):
             if (seq := document.epochs.get(delivery.epoch.epoch)) is not None:
                 delivery.told(seq)
-        if document.stream_created not in self._past:
+        if self._asked and document.stream_created != self.stream_created:
+            # Written before the server was asked, or the stream was made anew since: that it can tell, and we can't. A
+            # floor of another stream would be taken for evidence that everything in this one was passed.
+            self.unsure = True
+        elif document.stream_created not in self._past:
             self._made(document.stream_created)
             self.floor = document.committed_floor
 

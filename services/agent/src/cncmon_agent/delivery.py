@@ -6,7 +6,7 @@ published again only on evidence that the stream lost it; a database that stands
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from cncmon_agent.buffer import Buffer
@@ -43,9 +43,9 @@ class Delivery:
         self._next_live = first
         if epoch.acked_stream_seq:
             # Not where each of them is, but that all are at or under this place: enough for evidence against it.
-            for seq in range(first, min(epoch.acked_seq + 1, end)):
-                self._ways.take(seq, epoch.acked_stream_seq, now_s)
-                self._next_live = seq + 1
+            self._reach = max(self._reach, min(epoch.acked_seq, end - 1))
+            self._ways.take_all(first, self._reach, epoch.acked_stream_seq, now_s)
+            self._next_live = self._reach + 1
         self._advance()
 
     def go_live(self) -> None:
@@ -89,7 +89,7 @@ class Delivery:
             at = max(at, first)
             if at + 1 < to:
                 self._closed.appendleft((at + 1, to))
-            if at < to:
+            if at < to and at not in self._ways and at not in self._in_flight:
                 self._in_flight.add(at)
                 return at
         return None
@@ -99,8 +99,13 @@ class Delivery:
         return first <= seq < end
 
     def gone(self, seq: int) -> None:
-        """A batch that was to be published is no longer held: dropped at the cap, or damaged on the disk."""
+        """A batch that was to be published can't be had: dropped at the cap, damaged on the disk, or only not now.
+
+        Not now: there are no descriptors or no memory to read it with. It is neither a gap then nor may it be forgotten.
+        """
         self._in_flight.discard(seq)
+        if self._held(seq) and not any(low <= seq <= high for low, high in self.buffer.holes()):
+            self._postponed.append(seq)
         self._advance()
 
     def postpone(self, seq: int) -> None:
@@ -143,27 +148,25 @@ class Delivery:
         What stands right above the watermark is certainly not stored. Above a hole of our own making (backlog that is
         not sent yet) nothing can be said, so the look ends at the first batch of which nothing is known.
         """
-        seq = max(self.watermark or 0, self._first() - 1) + 1
-        lost = []
+        first = seq = max(self.watermark or 0, self._first() - 1) + 1
         while (way := self._ways.get(seq)) is not None and way[0] <= floor and now_s - way[1] > self._window_s:
-            lost.append(seq)
+            self._ways.forget(seq)
             seq += 1
-        self._lost(lost)
+        if seq > first:
+            self._lost([(first, seq)])
 
     def lost_from(self, stream_seq: int) -> None:
         """The stream no longer has what it gave out from a sequence on (0: anything)."""
-        above = self.watermark or 0
-        self._lost(seq for seq in self._ways.at_or_above(stream_seq) if seq > above)
-        if not stream_seq:
-            self.epoch.acked_stream_seq = 0
+        if lost := self._ways.lose(stream_seq, self.watermark or 0):
+            self._lost(lost)
+        self.epoch.acked_stream_seq = min(self.epoch.acked_stream_seq, max(0, stream_seq - 1))
 
-    def _lost(self, seqs: Iterable[int]) -> None:
-        for seq in seqs:
-            self._ways.forget(seq)
-            heapq.heappush(self._again, seq)
-            self._reach = min(self._reach, seq - 1)
-            self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)
-            self.resent += 1
+    def _lost(self, ranges: list[tuple[int, int]]) -> None:
+        """Let ranges of seqs, ends excluded, in order, wait again: the oldest there are, and so the first to be sent."""
+        self._closed = deque(sorted([*self._closed, *ranges]))
+        self._reach = min(self._reach, ranges[0][0] - 1)
+        self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)
+        self.resent += sum(to - at for at, to in ranges)
 
     def missing(self) -> list[tuple[int, int]]:
         """Return the ranges of seqs that are neither held nor known to be in the database: the gaps (rule A7).
@@ -175,6 +178,11 @@ class Delivery:
         # Before what is held, within it, and behind it where a synced end was damaged.
         ranges = [(1, first - 1), *self.buffer.holes(), (end, self.epoch.last_seq)]
         return [(max(low, known + 1), high) for low, high in ranges if high >= low and high > known]
+
+    def unheard(self, seqs: Collection[int]) -> set[int]:
+        """Return which of some batches are missing: what they said was not heard, whatever the watermark says."""
+        missing = self.missing() if seqs else []
+        return {seq for seq in seqs if any(low <= seq <= high for low, high in missing)}
 
     def done(self) -> bool:
         """Whether nothing of this epoch is left to be delivered or declared."""
@@ -191,7 +199,7 @@ class Delivery:
 
     def _advance(self) -> None:
         """Move over what is taken (or no longer held, which nobody will acknowledge), and free what may be freed."""
-        first, _ = self.buffer.range()
+        first, end = self.buffer.range()
         reach = max(self._reach, first - 1)
         holes: list[tuple[int, int]] | None = None
         while True:
@@ -199,6 +207,9 @@ class Delivery:
                 reach += 1
                 self.epoch.acked_stream_seq = max(self.epoch.acked_stream_seq, way[0])
                 continue
+            if reach + 1 >= end or reach + 1 in self._in_flight:
+                # No hole, then. Those of a log of a day with many damaged records are not to be looked at for each ack.
+                break
             holes = self.buffer.holes() if holes is None else holes
             hole = next((high for low, high in holes if low <= reach + 1 <= high), None)
             if hole is None:
@@ -210,10 +221,19 @@ class Delivery:
         if (pinned := self.pinned_from()) is not None:
             up_to = min(up_to, pinned - 1)
         if up_to >= first:
-            if (last := self.buffer.get(up_to)) is not None:
-                self.epoch.freed_samples = last.identity.base + last.samples
-                if up_to >= self.epoch.acked_seq:
-                    self.epoch.acked_samples = self.epoch.freed_samples
+            self._count_freed(up_to)
             self.buffer.free(up_to)
             self._ways.drop(up_to)
             self.epoch.freed_seq = max(self.epoch.freed_seq, up_to)
+
+    def _count_freed(self, up_to: int) -> None:
+        """Note how many samples the epoch has up to a seq; 0, which means unknown, where neither side of it tells."""
+        if (last := self.buffer.get(up_to)) is not None:
+            samples = last.identity.base + last.samples
+        elif (behind := self.buffer.get(up_to + 1)) is not None:
+            samples = behind.identity.base
+        else:
+            samples = 0
+        self.epoch.freed_samples = samples
+        if up_to >= self.epoch.acked_seq and samples:
+            self.epoch.acked_samples = samples

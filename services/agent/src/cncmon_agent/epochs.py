@@ -4,9 +4,11 @@ An epoch is drawn and synced at every start before anything is published under i
 batches that this disk has forgotten, and a number used again would clash with them (rule A1 of docs/delivery.md).
 """
 
+import errno
 import secrets
+import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +17,9 @@ from cncmon_agent.durable_file import DurableFile
 from cncmon_core.identity import EPOCH_MAX
 
 FILE = "epochs.json"
+
+DAMAGE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""What a disk says that can't read a file, or finds its checksum wrong."""
 
 OPEN_MAX = 256
 """Earlier epochs whose closing is repeated. A loop of crashes without a cloud side must not fill the disk with them:
@@ -73,6 +78,7 @@ class Epochs:
         self.unreadable = earlier is None and self._file is not None and self._file.path.exists()
         self._where = site, edge
         self._saved = b""
+        self._writing = threading.Lock()
         self.save()
 
     def forget(self, epoch: int) -> None:
@@ -85,14 +91,15 @@ class Epochs:
         return None if content == self._saved else content
 
     def write(self, content: bytes) -> None:
-        """Replace the file; from any thread, one at a time.
+        """Replace the file; from any thread. One that a stop left behind may still be at it when the last one comes.
 
         Raises:
             OSError
         """
-        if self._file is not None:
-            self._file.write(content)
-        self._saved = content
+        with self._writing:
+            if self._file is not None:
+                self._file.write(content)
+            self._saved = content
 
     def save(self) -> None:
         """Write the file where it changed. Blocks for the disk.
@@ -109,4 +116,9 @@ class Epochs:
             return None if content is None else msgspec.json.decode(content, type=EpochsFile)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # A damaged file costs the closings of earlier epochs, which the cloud side then finds abandoned.
+            return None
+        except OSError as error:
+            # A bad sector must not keep the edge from ever reading a machine again. Anything else may pass.
+            if error.errno not in DAMAGE:
+                raise
             return None

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 from typing import Final, NamedTuple
 
 from cncmon_agent.batcher import Batcher
@@ -28,6 +29,14 @@ GAPS_MAX: Final = 1000
 """Declarations in one batch."""
 
 
+class Key(NamedTuple):
+    """Batches low..high of an epoch."""
+
+    epoch: int
+    low: int
+    high: int
+
+
 class Gap(NamedTuple):
     """Batches low..high of an epoch; samples: how many those held, where that can be told."""
 
@@ -48,7 +57,7 @@ class GapTeller:
         self._batcher = batcher
         self._mover = mover
         self._now = now
-        self._said: dict[tuple[int, int, int], tuple[int, float]] = {}
+        self._said: dict[Key, tuple[int, float]] = {}
         self._connected_s: float | None = None
 
     def go(self, *, online: bool) -> None:
@@ -59,11 +68,16 @@ class GapTeller:
         """Declare what is to be declared now."""
         if self._connected_s is None:
             return
-        gaps = [gap for delivery in self._deliveries if self._asked(delivery) for gap in gaps_of(delivery)]
-        gaps += [Gap(*lost, lost.last - lost.first + 1, "unstamped_lost") for lost in self._lost()]
-        missing = {gap[:3] for gap in gaps}
+        self._forget_unheard()
+        lost = self._lost()
+        asked = [delivery for delivery in self._deliveries if self._asked(delivery)]
+        ranges = [(delivery, Key(delivery.epoch.epoch, *found)) for delivery in asked for found in delivery.missing()]
+        missing = {key for _, key in ranges} | {Key(*one) for one in lost}
         self._said = {key: said for key, said in self._said.items() if key in missing}
-        due = [gap for gap in gaps if self._due(gap)][:GAPS_MAX]
+        # What they held is read from the disk, so only of those to be declared now: there may be many thousands.
+        due = [gap_of(delivery, *key[1:]) for delivery, key in islice(filter(self._due_of, ranges), GAPS_MAX)]
+        due += [Gap(*one, one.last - one.first + 1, "unstamped_lost") for one in lost if self._due(Key(*one))]
+        due = due[:GAPS_MAX]
         if not due:
             return
         seq = self._batcher.add_events([self._event(gap) for gap in due])
@@ -71,7 +85,13 @@ class GapTeller:
             return
         for gap in due:
             log.warning("samples are missing: declared as a gap", **gap._asdict())
-            self._said[gap[:3]] = seq, time.monotonic()
+            self._said[Key(*gap[:3])] = seq, time.monotonic()
+
+    def _forget_unheard(self) -> None:
+        """What was said in a batch that is missing itself is to be said again."""
+        unheard = self._deliveries.current.unheard({seq for seq, _ in self._said.values()})
+        if unheard:
+            self._said = {key: said for key, said in self._said.items() if said[0] not in unheard}
 
     def _asked(self, delivery: Delivery) -> bool:
         """Whether enough is known to speak of an epoch's gaps: a missing watermark is unknown, not zero."""
@@ -79,8 +99,11 @@ class GapTeller:
             return True
         return self._connected_s is not None and time.monotonic() - self._connected_s > UNKNOWN_S
 
-    def _due(self, gap: Gap) -> bool:
-        said = self._said.get(gap[:3])
+    def _due_of(self, found: tuple[Delivery, Key]) -> bool:
+        return self._due(found[1])
+
+    def _due(self, key: Key) -> bool:
+        said = self._said.get(key)
         if said is None:
             return True
         seq, at_s = said
@@ -91,7 +114,7 @@ class GapTeller:
         if self._mover is None:
             return []
         for lost in self._mover.lost():
-            said = self._said.get((lost.log, lost.first, lost.last))
+            said = self._said.get(Key(*lost))
             if said is not None and (self._deliveries.current.watermark or 0) >= said[0]:
                 self._mover.declared(lost)
         return self._mover.lost()
@@ -108,16 +131,17 @@ class GapTeller:
 
 
 def gaps_of(delivery: Delivery) -> list[Gap]:
-    """Return the gaps of one epoch, with the samples that the cumulative counts around them tell of."""
-    epoch = delivery.epoch
+    """Return the gaps of one epoch."""
+    return [gap_of(delivery, low, high) for low, high in delivery.missing()]
+
+
+def gap_of(delivery: Delivery, low: int, high: int) -> Gap:
+    """Return what is to be said of missing batches; their samples as the cumulative counts around them tell of."""
     first, end = delivery.buffer.range()
-    found = []
-    for low, high in delivery.missing():
-        before, after = _samples_before(delivery, low), _samples_before(delivery, high + 1)
-        samples = None if before is None or after is None else max(0, after - before)
-        reason = "dropped" if high < first else "lost" if low >= end else "damaged"
-        found.append(Gap(epoch.epoch, low, high, samples, reason))
-    return found
+    before, after = _samples_before(delivery, low), _samples_before(delivery, high + 1)
+    samples = None if before is None or after is None else max(0, after - before)
+    reason = "dropped" if high < first else "lost" if low >= end else "damaged"
+    return Gap(delivery.epoch.epoch, low, high, samples, reason)
 
 
 def _samples_before(delivery: Delivery, seq: int) -> int | None:

@@ -164,7 +164,8 @@ class Publisher:
             log.info("can't ask which stream captures our subject", subject=subject, error=str(error))
             return
         if info.created is not None:
-            self._deliveries.stream_seen(info.created.astimezone(UTC).isoformat(), info.state.last_seq)
+            last_seq = None if self._flights else info.state.last_seq
+            self._deliveries.stream_seen(info.created.astimezone(UTC).isoformat(), last_seq)
 
     def _no_stream(self, subject: str) -> None:
         said = (
@@ -296,6 +297,8 @@ class Publisher:
                 message = None
             if message is not None and message.data:
                 self._on_watermark(message.data)
+            if self._deliveries.unsure:
+                await self._look_at_stream(js)
             await asyncio.sleep(self._settings.watermark_poll_ms / 1000)
 
     async def _on_republished(self, message: Msg) -> None:

@@ -4,7 +4,11 @@ All state is the event loop's; what waits for a disk runs in a thread, piece by 
 """
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from prometheus_client import Counter, Gauge
 
@@ -30,6 +34,11 @@ class SpoolCare:
         """When the sync loop last turned, monotonic."""
         self._interval_s = interval_ms / 1000
         self._turn = asyncio.Event()
+        self._under_way: SyncWork | None = None
+        self._ran: SyncWork | None = None
+        self._running = threading.Lock()
+        # Of its own: host names that nobody resolves must not hold up a sync.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"disk {name}")
 
     async def run(self) -> None:
         """Recover and sync, until cancelled."""
@@ -44,7 +53,7 @@ class SpoolCare:
     async def _recover(self) -> None:
         started_s = time.monotonic()
         for piece in self.spool.recover_steps():
-            await asyncio.to_thread(piece.run)
+            await self._in_thread(piece.run)
             piece.install()
         if self.spool.earlier:
             log.info(
@@ -62,15 +71,34 @@ class SpoolCare:
             self.turned_s = time.monotonic()
             work = self.spool.sync_work()
             if work is not None:
-                await asyncio.to_thread(work.run)
+                self._under_way = work
+                await self._in_thread(partial(self._run, work))
+                self._under_way = None
                 self._done(work)
 
+    async def _in_thread(self, call: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _run(self, work: SyncWork) -> None:
+        """Do a work that was not done yet, or wait for who does it."""
+        with self._running:
+            if self._ran is not work:
+                work.run()
+                self._ran = work
+
     def close(self) -> None:
-        """Sync what is left, and close. Blocks for the disk."""
+        """Sync what is left, and close. Blocks for the disk, and for a sync that a stop left behind.
+
+        Without that one's end the spool would hand out no other, and close files under it.
+        """
+        if (left := self._under_way) is not None:
+            self._run(left)
+            self._done(left)
         if (work := self.spool.sync_work()) is not None:
             work.run()
             self._done(work)
         self.spool.close()
+        self._thread.shutdown(wait=False)
 
     def _done(self, work: SyncWork) -> None:
         self.spool.synced(work)

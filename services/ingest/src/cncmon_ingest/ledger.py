@@ -46,7 +46,7 @@ async def enter(connection: asyncpg.Connection, messages: Sequence[Decoded], *, 
     # Read after the watermarks were locked: a declaration is either seen here, or has seen our ledger rows.
     suspects = [key for key in fresh if key[1] <= watermarks[key[0]]["gaps_to"]]
     found = await gaps.take_out(connection, {key: _samples_of(by_key[key]) for key in suspects})
-    under = {key for key in fresh if key[1] <= watermarks[key[0]]["seq"]}
+    under = {key for key in fresh if key[1] <= watermarks[key[0]]["seq"]} - found
     if under:
         await connection.execute(
             "DELETE FROM ledger USING unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "

@@ -9,7 +9,7 @@ from cncmon_standalone.console import Progress
 from cncmon_standalone.proof.latency import Latency
 
 KILLED_AGENT_NOTE = (
-    "the agent was killed and keeps its samples in memory: only what the stream had acknowledged counts as accepted"
+    "the agent was killed: what it had synced to its disk, or the stream had acknowledged, counts as accepted"
 )
 OUTAGE_NOTE = "the outage is included in latency_ms and in due"
 

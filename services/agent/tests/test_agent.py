@@ -1,0 +1,235 @@
+"""The whole agent in one process: liveness, forecast, memory-only running, restarts."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from nats.aio.client import Client
+from prometheus_client import REGISTRY
+
+from cncmon_agent import agent as agent_module
+from cncmon_agent import forecast
+from cncmon_agent.agent import Agent, note_end
+from cncmon_agent.batch import make
+from cncmon_agent.buffer.emptied import Emptied
+from cncmon_agent.buffer.hot import HotRing
+from cncmon_agent.epochs import Epoch
+from cncmon_agent.publish import Publisher
+from cncmon_agent.settings import AgentSettings
+from cncmon_core import names, nats_link
+from cncmon_ingest import bootstrap
+from testkit import agent as agents
+from testkit import bulky, ingest
+from testkit.ingest import until
+from testkit.times import Times
+
+NOWHERE = "nats://127.0.0.1:9"
+
+
+@pytest.fixture
+async def stream(nats_client: Client) -> Client:
+    """A server with the stream and the buckets, and no database behind them."""
+    await bootstrap.ensure(nats_client, ingest.settings_for("postgresql://nobody@127.0.0.1:9/none"))
+    return nats_client
+
+
+def link_to(url: str) -> nats_link.NatsLink:
+    return nats_link.NatsLink(nats_link.NatsSettings(servers=(url,)), "agent")
+
+
+@contextlib.asynccontextmanager
+async def feeding(agent: Agent) -> AsyncIterator[None]:
+    """Give an agent a few samples ten times a second."""
+
+    async def feed() -> None:
+        samples = bulky.Samples()
+        while True:
+            for sample in samples.take(3):
+                agent.batcher.add(sample)
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(feed())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def online(agent: Agent) -> Any:
+    async def connected() -> bool:
+        return agent.batcher.online
+
+    return connected
+
+
+async def heartbeat_of(client: Client) -> dict[str, Any]:
+    found = await (await client.jetstream().key_value(names.KV_STATUS)).get("hall.e1")
+    decoded: dict[str, Any] = msgspec.json.decode(found.value or b"")
+    return decoded
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "STUCK_S", 1.5)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nats_away_is_no_reason_for_a_restart(tmp_path: Path) -> None:
+    async with agents.running_agent(NOWHERE, agents.settings_for(tmp_path)) as agent, feeding(agent):
+        await asyncio.sleep(2.5)
+        assert agent.stuck() is None
+        assert agent.machines.healthy() is None
+        assert agent.batcher.refused == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nor_is_having_nothing_to_say(stream: Client, nats_url: str, tmp_path: Path) -> None:
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path)) as agent:
+        await until(online(agent))
+        for _ in range(25):
+            await asyncio.sleep(0.1)
+            assert agent.stuck() is None
+            assert agent.machines.healthy() is None
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nor_is_a_stream_that_is_not_there(nats_client: Client, nats_url: str, tmp_path: Path) -> None:
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path, drain_s_max=0)) as agent, feeding(agent):
+        await until(online(agent))
+        await asyncio.sleep(2.5)
+        assert agent.publisher.stream_error is not None
+        assert agent.stuck() is None
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("lane", ["_live", "_backlog"])
+async def test_a_publish_loop_that_is_dead_while_there_is_a_connection_is_one(
+    stream: Client, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    async def dead(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Publisher, lane, dead)
+    settings = agents.settings_for(tmp_path, drain_s_max=0)
+    bulky.fill(settings, 100_000)
+    async with agents.running_agent(nats_url, settings) as agent:
+        await until(online(agent))
+        assert agent.stuck() is None
+        await asyncio.sleep(2.5)
+        said = agent.stuck()
+        assert said is not None
+        assert said.startswith("nothing was published, nor looked at, for ")
+
+
+async def test_a_disk_that_does_not_answer_a_sync_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(agents.settings_for(tmp_path), link_to(NOWHERE))
+    assert agent.storage.care is not None
+    assert agent.stuck() is None
+    agent.storage.care.turned_s -= agent_module.STUCK_S + 1
+    assert (agent.stuck() or "").startswith("a sync of the batches on disk has not ended for ")
+
+
+async def test_the_forecast_is_told_and_sane(
+    stream: Client, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "BUCKET_S", 0.5)
+    settings = agents.settings_for(tmp_path, spool_bytes_max=64 << 20, spool_free_bytes_min=0)
+    async with agents.running_agent(nats_url, settings) as agent:
+        await until(online(agent))
+        assert agent.heartbeat().buffer.hours_left is None, "nothing comes in yet"
+        async with feeding(agent):
+            began_bytes = agent.storage.accepted_bytes
+            await asyncio.sleep(4)
+            rate = (agent.storage.accepted_bytes - began_bytes) / 4
+            held = agent.storage.held()
+            expected = (64 * 2**20 - held.warm_bytes) / rate / 3600
+            assert agent.heartbeat().buffer.hours_left == pytest.approx(expected, rel=0.4)
+            assert REGISTRY.get_sample_value("cncmon_edge_buffer_hours_left") == pytest.approx(expected, rel=0.4)
+            said = (await heartbeat_of(stream))["buffer"]
+            assert said["hours_left"] == pytest.approx(expected, rel=0.4)
+            assert said["capacity_bytes"] == 64 << 20
+            assert not said["memory_only"]
+
+
+async def test_memory_only_is_in_the_heartbeat(stream: Client, nats_url: str, tmp_path: Path) -> None:
+    (tmp_path / "agent").touch()
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path, spool="preferred")) as agent:
+        await until(online(agent))
+        await asyncio.sleep(0.5)
+        said = await heartbeat_of(stream)
+    assert said["buffer"]["memory_only"] is True
+    assert said["buffer"]["capacity_bytes"] == 2 << 20
+    assert said["problems"] == [f"data folder {tmp_path / 'agent'} can't be used: a file has that name"]
+
+
+async def test_no_disk_on_purpose_is_no_problem(tmp_path: Path) -> None:
+    agent = Agent(agents.settings_for(tmp_path, spool="off"), link_to(NOWHERE))
+    said = agent.heartbeat()
+    assert (said.buffer.memory_only, said.problems) == (True, [])
+
+
+async def test_a_cold_tier_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "stick").touch()
+    agent = Agent(agents.settings_for(tmp_path, cold_dir=str(tmp_path / "stick")), link_to(NOWHERE))
+    assert agent.heartbeat().problems == [
+        f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'agent'}"
+    ]
+
+
+class Ticking(Times):
+    """Clocks that go on between any two looks at them."""
+
+    def boottime_ns(self) -> int:
+        self.pass_s(1e-6)
+        return super().boottime_ns()
+
+
+async def test_who_starts_again_knows_the_time_at_once(tmp_path: Path) -> None:
+    times = Ticking()
+    times.rtc = True
+    settings = agents.settings_for(tmp_path)
+    for _ in range(3):
+        agent, stop = Agent(settings, link_to(NOWHERE), source=times), asyncio.Event()
+        assert agent.clock.known, "the bound on disk is this very clock's"
+        task = asyncio.create_task(agent.run(stop))
+        await asyncio.sleep(0.3)
+        stop.set()
+        await task
+
+
+async def test_a_stop_without_a_connection_is_quick_and_everything_is_synced(tmp_path: Path) -> None:
+    settings = agents.settings_for(tmp_path, sync_interval_ms=60_000, drain_s_max=9, linger_offline_ms=60_000)
+    loop = asyncio.get_running_loop()
+    async with agents.running_agent(NOWHERE, settings) as agent:
+        for sample in bulky.Samples().take(5):
+            agent.batcher.add(sample)
+        await asyncio.sleep(0.1)
+        stopping_s = loop.time()
+    assert loop.time() - stopping_s < 2
+    again = Agent(settings, link_to(NOWHERE))
+    earlier = again.epochs.open[-1]
+    assert (earlier.epoch, earlier.last_seq, earlier.last_samples) == (agent.epochs.current.epoch, 1, 5)
+
+
+def end_of(epoch: Epoch, held: range) -> tuple[int, int]:
+    ring = HotRing(1 << 20, first_seq=held.start)
+    for seq in held:
+        ring.append(make(7, seq, (seq - 1) * 2, "samples", [b"a", b"b"], 1, 0))
+    note_end(epoch, ring if held else Emptied(held.start))
+    return epoch.last_seq, epoch.last_samples
+
+
+def test_an_earlier_epoch_ends_at_the_last_that_is_known_of_it() -> None:
+    assert end_of(Epoch(7), range(1, 4)) == (3, 6)
+    assert end_of(Epoch(7, last_seq=2, last_samples=4), range(1, 4)) == (3, 6)
+    assert end_of(Epoch(7, last_seq=9, last_samples=18), range(1, 4)) == (9, 18), "the disk lost a synced end"
+    assert end_of(Epoch(7, acked_seq=5, acked_samples=10), range(1, 4)) == (5, 10), "the stream has more than the disk"
+    assert end_of(Epoch(7, last_seq=4, last_samples=8), range(5, 5)) == (4, 8)
+
+
+def test_settings_with_a_disk_that_is_wanted_are_the_default() -> None:
+    assert AgentSettings().spool == "required"
