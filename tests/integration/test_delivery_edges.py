@@ -113,6 +113,15 @@ async def test_delivery_a6_what_was_said_later_counts(plant: Plant) -> None:
     assert tuple(row) == ("renamed", 12, 120, 4)
 
 
+async def test_delivery_a6_no_twin_hides_what_the_other_lists(plant: Plant) -> None:
+    """Both send between two writes, always in the same order: the epochs of both are alive."""
+    for number, boot_id in ((1, "twin-a"), (2, "twin-b")):
+        beat = heartbeat(epoch(number, 5), boot_id=boot_id)
+        plant.edges.take("hall.e1", beat, plant.start + timedelta(seconds=number), number)
+    await plant.edges.write(plant.database, 3)
+    assert await plant.database.fetchval("SELECT count(*) FROM edge_epochs") == 2
+
+
 async def test_delivery_a6_a_heartbeat_that_the_database_refuses_takes_none_along(plant: Plant) -> None:
     await plant.database.execute("ALTER TABLE edges ADD CONSTRAINT no CHECK (edge <> 'bad')")
     plant.edges.take("hall.bad", heartbeat(), plant.start, 1)

@@ -17,6 +17,7 @@ from cncmon_core.watermark import decode_watermark
 from cncmon_ingest import gaps
 from cncmon_ingest.advance import advance
 from cncmon_ingest.errors import RetryError
+from cncmon_ingest.reconcile import reconcile
 from cncmon_ingest.store import Outcome, Store, connect
 from testkit import ingest
 from testkit.fixtures import on_both_servers
@@ -383,6 +384,62 @@ async def test_delivery_b4_taken_out_it_is_declared_missing_no_more(store: Store
     await store.write([declaration(3, gap_frame(1, 5, 5))])
     assert [gap[:2] for gap in await gaps_of(database)] == [(1, 2), (4, 5)]
     assert (await watermark_of(database), await stored(database)) == (5, [3])
+
+
+@on_both_servers
+@pytest.mark.parametrize("seed", range(3))
+async def test_delivery_b4_killed_anywhere_nothing_is_lost_doubled_or_in_both(
+    postgres_dsn: str, database: asyncpg.Connection, seed: int
+) -> None:
+    """Workers that store, store again and declare at random, a leader, and connections that end at any moment."""
+    dice = random.Random(seed)
+    top, size = 50, 2
+
+    async def work(number: int) -> None:
+        seq = 0
+        store = Store(await connect(postgres_dsn), datetime.now(UTC))
+        for step in range(40):
+            seq += 1
+            low = dice.randrange(1, top)
+            high = min(top, low + dice.randrange(8))
+            todo = [batch(at, size) for at in dice.sample(range(1, top + 1), 3) if at % 5]
+            if step % 3 == 0:
+                samples = size * (high - low + 1)
+                said = declaration(seq, gap_frame(low, high, samples, base=size * (low - 1)), epoch=number)
+                todo.append(said)
+            task = asyncio.create_task(patiently(store, *todo))
+            if dice.random() < 0.3:
+                await asyncio.sleep(dice.random() * 0.02)
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if not store.usable:
+                store = Store(await connect(postgres_dsn), datetime.now(UTC))
+        store.close()
+
+    async def lead() -> None:
+        while True:
+            leading = await asyncpg.connect(postgres_dsn)
+            for _ in range(dice.randrange(1, 20)):
+                await advance(leading)
+            leading.terminate()
+
+    leader = asyncio.create_task(lead())
+    await asyncio.gather(*(work(number) for number in (11, 12, 13)))
+    leader.cancel()
+    await asyncio.gather(leader, return_exceptions=True)
+    last = Store(await connect(postgres_dsn), datetime.now(UTC))
+    await last.write([batch(at, size) for at in range(1, top + 1) if at % 5 and at % 7])
+    await last.write([declaration(1, gap_frame(1, top, size * top, base=0), epoch=14)])
+    last.close()
+    await advance(database)
+    assert await watermark_of(database) == top
+    assert await ledger_of(database) == []
+    there = await stored(database)
+    missing = {seq for low, high, _ in await gaps_of(database) for seq in range(low, high + 1)}
+    assert sorted(there) == sorted(2 * list(set(there))), "each once"
+    assert set(there) | missing == set(range(1, top + 1))
+    assert not set(there) & missing
+    assert (await reconcile(database, timedelta(0))).unbalanced == []
 
 
 # --- A1: closings ------------------------------------------------------------------------------------------------

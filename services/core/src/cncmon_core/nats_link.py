@@ -52,7 +52,17 @@ class NatsSettings(Struct, frozen=True):
 
 
 class _TolerantClient(Client):
-    """nats-py's client ends its read loop, without closing, at a subject that is not UTF-8. The server allows it."""
+    """nats-py's client ends its read loop, without closing, at a subject that is not UTF-8. The server allows it.
+
+    And where a connection is reset while something is written, what the event loop says of it (RuntimeError by uvloop,
+    AttributeError by asyncio's transports) is a lost connection and no fault in the code.
+    """
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        try:
+            return await super()._flush_pending(force_flush)
+        except (RuntimeError, AttributeError) as error:
+            raise ConnectionResetError(f"the connection was reset: {error}") from error
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
         readable = subject.decode("utf-8", "backslashreplace").encode()

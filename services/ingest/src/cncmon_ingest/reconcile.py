@@ -167,7 +167,7 @@ def _accepted(row: asyncpg.Record) -> tuple[int, int | None]:
 
 def _problem(account: Account, row: asyncpg.Record, missing: int) -> str | None:
     under = int(row["under_watermark"]) - row["watermark"]
-    if False:
+    if under:
         said = "more" if under > 0 else "fewer"
         return f"{abs(under)} batches {said} than its watermark {row['watermark']} says"
     if missing < 0:

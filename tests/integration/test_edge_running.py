@@ -1,0 +1,361 @@
+"""A running agent under load: its four decisions, its stop, a full disk, a start on top of a backlog."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from nats.aio.client import Client
+
+from cncmon_agent import forecast
+from cncmon_agent.agent import Agent
+from cncmon_agent.buffer.spool import Spool
+from cncmon_agent.control import Decision
+from cncmon_agent.settings import AgentSettings
+from cncmon_core import names
+from cncmon_ingest.reconcile import reconcile
+from cncmon_simulator import Settings, running
+from robustness.faults.small_disk import free_bytes, small_disk
+from robustness.traffic.services import AgentProcess
+from testkit import agent as agents
+from testkit import bulky, ingest
+from testkit.bulky import Samples
+from testkit.gaps import gaps_of
+from testkit.ingest import until
+from testkit.servers import Postgres, Server
+
+MIB = 1 << 20
+CAP = 16 * MIB
+"""Four segments: the least that the settings allow."""
+
+
+def settings_for(folder: Path, **changes: Any) -> AgentSettings:
+    return agents.settings_for(folder, **({"sync_interval_ms": 20, "spool_free_bytes_min": 0} | changes))
+
+
+@contextlib.asynccontextmanager
+async def client_of(server: Server) -> AsyncIterator[Client]:
+    client = Client()
+    await client.connect(f"nats://127.0.0.1:{server.port}", allow_reconnect=False)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def url_of(server: Server) -> str:
+    return f"nats://127.0.0.1:{server.port}"
+
+
+async def true(condition: Callable[[], Any], timeout_s: float = 40) -> None:
+    async def holds() -> bool:
+        return bool(condition())
+
+    await until(holds, timeout_s)
+
+
+class Watch:
+    """Every decision of an agent's controller, from when this is made."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.decisions: list[Decision] = []
+        self.fill: list[float] = []
+        step = agent.governor.step
+
+        def watched() -> Decision:
+            decision = step()
+            held = agent.storage.held()
+            self.decisions.append(decision)
+            self.fill.append((held.warm_bytes + held.cold_bytes) / held.capacity_warm_bytes)
+            return decision
+
+        agent.governor.step = watched  # type: ignore[method-assign]
+
+    @property
+    def rate(self) -> float:
+        return self.decisions[-1].replay_bytes_per_s if self.decisions else 0.0
+
+    def peak(self) -> float:
+        return max((decision.replay_bytes_per_s for decision in self.decisions), default=0.0)
+
+
+async def stored(database: asyncpg.Connection, expected: int, timeout_s: float = 60) -> None:
+    """Wait until so many samples are stored, and check that it stays at that."""
+    found = -1
+
+    async def all_there() -> bool:
+        nonlocal found
+        found = await database.fetchval("SELECT count(*) FROM sensor_data")
+        return found >= expected
+
+    try:
+        await until(all_there, timeout_s)
+    except TimeoutError:
+        raise AssertionError(f"{found} of {expected} samples are stored after {timeout_s} s") from None
+    assert found == expected
+    assert await database.fetchval("SELECT count(*) FROM dead_letters") == 0
+    distinct = "SELECT count(DISTINCT (machine_id, active_program_line)) FROM sensor_data"
+    assert await database.fetchval(distinct) == expected
+
+
+async def test_replay_rises_with_the_backlog_and_falls_while_the_database_is_away(
+    nats_client: Client, nats_url: str, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    connection = await asyncpg.connect(own_postgres.dsn)
+    ours = ingest.settings_for(own_postgres.dsn)
+    await migrated(connection)
+    await ingest.prepare(nats_client, ours)
+    settings = settings_for(tmp_path, replay_bytes_per_s_max=2 * MIB)
+    filled = bulky.fill(settings, 24 * MIB)
+    async with ingest.running_ingest(nats_url, ours), agents.running_agent(nats_url, settings) as agent:
+        watch = Watch(agent)
+        await true(lambda: watch.peak() > 600_000)
+        first = next(decision.replay_bytes_per_s for decision in watch.decisions if decision.replay_bytes_per_s)
+        assert first < 60_000, "it begins low"
+        own_postgres.pause()
+        try:
+            await true(lambda: watch.rate < watch.peak() / 8)
+            lowest = watch.rate
+            assert lowest >= 4096, "it never stands still"
+            assert agent.deliveries.backlog() > filled.batches / 4, "it was the database, not the end of the backlog"
+        finally:
+            own_postgres.resume()
+        await true(lambda: watch.rate > 8 * lowest)
+        await stored(connection, filled.samples, 90)
+        await true(lambda: watch.rate == 0)
+    await connection.close()
+
+
+async def migrated(connection: asyncpg.Connection) -> None:
+    from cncmon_ingest.migrate import migrate
+
+    await migrate(connection)
+
+
+async def test_before_the_limit_segments_are_compressed_harder_and_arrive_byte_for_byte(
+    own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "BUCKET_S", 0.5)
+    own_nats.kill()
+    settings = settings_for(tmp_path, spool_bytes_max=32 * MIB, horizon_h=8760, cpu_share_budget=16)
+    samples = Samples()
+    async with agents.running_agent(url_of(own_nats), settings) as agent:
+        watch = Watch(agent)
+        given = await bulky.feed(agent, samples, MIB)
+        await true(lambda: watch.decisions)
+        assert not watch.decisions[0].to_cold
+        assert watch.decisions[0].compression_level == 1
+        while not watch.decisions[-1].to_cold:
+            given += await bulky.feed(agent, samples, MIB // 2)
+            await asyncio.sleep(0.05)
+        assert watch.fill[-1] < 0.95, "the forecast came before the limit"
+        spool = agent.storage.spool
+        assert spool is not None
+        hashes = {batch.identity.seq: batch.identity.sha256 for batch in agent.storage.buffer}
+        sizes = {batch.identity.seq: len(batch.data) for batch in agent.storage.buffer}
+        await true(lambda: sum(one.tier == "cold" for one in spool.segments()) >= 2)
+        assert max(decision.compression_level for decision in watch.decisions) > 1
+        assert agent.storage.recompress_gain is not None
+        assert agent.storage.recompress_gain > 0.01
+        smaller = [batch.identity.seq for batch in agent.storage.buffer if len(batch.data) < sizes[batch.identity.seq]]
+        assert len(smaller) > 50
+        assert spool.stats().dropped_batches == 0
+        await asyncio.to_thread(own_nats.start)
+        ours = ingest.settings_for(postgres_dsn)
+        async with ingest.running_ingest(url_of(own_nats), ours):
+            await stored(database, given, 90)
+            ledger = dict(await database.fetch("SELECT seq, encode(sha256, 'hex') FROM ledger"))
+            assert {seq: ledger[seq] for seq in hashes if seq in ledger} == {
+                seq: value for seq, value in hashes.items() if seq in ledger
+            }
+            assert len(ledger.keys() & set(smaller)) > 50
+            await true(lambda: agent.storage.held().cold_bytes == 0)
+            await true(lambda: not watch.decisions[-1].to_cold)
+
+
+async def test_what_the_stream_has_goes_first_until_the_stream_lost_something(
+    own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    ours = ingest.settings_for(postgres_dsn)
+    settings = settings_for(tmp_path, spool_bytes_max=CAP, replay_bytes_per_s_max=4096, drain_s_max=0)
+    own = Samples("earlier")
+    earlier = bulky.fill(settings, 5 * MIB, own)
+    samples = Samples("current")
+    async with client_of(own_nats) as client:
+        await ingest.prepare(client, ours)
+        async with agents.running_agent(url_of(own_nats), settings) as agent:
+            watch, spool = Watch(agent), agent.storage.spool
+            assert spool is not None
+            await true(lambda: agent.batcher.online and agent.storage.recovered)
+            given = await bulky.feed(agent, samples, 6 * MIB)
+            await true(lambda: watch.decisions[-1].shed == "taken_first")
+            given += await bulky.feed(agent, samples, 6 * MIB)
+            await true(lambda: spool.stats().dropped_batches > 100)
+            assert {one.epoch for one in spool.segments()} >= {earlier.epoch}
+            log = spool.earlier[earlier.epoch]
+            assert log.range()[0] == 1, "nothing of what only this disk has is gone"
+            assert agent.storage.buffer.range()[0] > 100
+
+            # The database is back: what was dropped comes from the stream, and nothing is missing.
+            async with ingest.running_ingest(url_of(own_nats), ours):
+                await true(lambda: agent.epochs.current.freed_seq == agent.epochs.current.acked_seq, 60)
+            assert await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'current'") == given
+            assert await gaps_of(database, agent.epochs.current.epoch) == []
+
+            # The database is away again, and now the stream is lost.
+            given += await bulky.feed(agent, samples, 3 * MIB)
+            await true(lambda: agent.deliveries.current.unacknowledged() == 0)
+            await true(lambda: watch.decisions[-1].shed == "taken_first")
+            await client.jetstream().delete_stream(names.STREAM)
+            await ingest.prepare(client, ours)
+            await bulky.feed(agent, samples, MIB // 4)
+            await true(lambda: watch.decisions[-1].shed == "oldest")
+            await bulky.feed(agent, samples, 10 * MIB)
+            await true(lambda: log.range()[0] > 1)
+            assert watch.decisions[-1].shed == "oldest"
+
+
+async def test_a_stop_in_the_middle_of_a_replay_is_quick_and_the_next_start_loses_nothing(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    ours = ingest.settings_for(postgres_dsn)
+    await ingest.prepare(nats_client, ours)
+    agent = AgentProcess(
+        tmp_path, nats_url, edge="e1", spool_free_bytes_min=0, replay_bytes_per_s_max=500_000, drain_s_max=5.0
+    )
+    filled = bulky.fill(agent.settings, 12 * MIB)
+    epochs = set()
+    async with ingest.running_ingest(nats_url, ours):
+        for _ in range(2):
+            before = await database.fetchval("SELECT count(*) FROM sensor_data")
+            agent.start()
+
+            async def replaying(before: int = before) -> bool:
+                return bool(await database.fetchval("SELECT count(*) FROM sensor_data") > before)
+
+            await until(replaying, 30)
+            began_s = time.monotonic()
+            await agent.stop()
+            assert time.monotonic() - began_s < 10
+            assert "agent stopped" in agent.tail()
+            assert "Traceback" not in agent.tail()
+            assert await database.fetchval("SELECT count(*) FROM sensor_data") < filled.samples, "it was stopped before"
+            epochs.add(agent.tail().split('"epoch":')[-1].split(",")[0])
+        assert len(epochs) == 2
+        agent.start()
+        await stored(database, filled.samples, 60)
+        await agent.stop()
+        await until(lambda: ingest.drained(nats_client))
+    assert await database.fetchval("SELECT count(*) FROM gaps") == 0
+    spool = Spool(agent.data / "spool", bulky.spool_settings(agent.settings))
+    assert spool.recovered or not [piece for piece in spool.recover_steps()]
+    spool.close()
+
+
+@pytest.mark.needs("root")
+async def test_a_disk_that_others_fill_costs_the_oldest_and_the_books_balance(
+    own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    own_nats.kill()
+    ours = ingest.settings_for(postgres_dsn, edges_interval_ms=100)
+    samples = Samples()
+    with small_disk(tmp_path / "disk", 24 * MIB) as disk:
+        settings = settings_for(tmp_path, data_dir=str(disk / "agent"), state_save_ms=100)
+        async with agents.running_agent(url_of(own_nats), settings) as agent:
+            given = await bulky.feed(agent, samples, 10 * MIB)
+            ballast = (disk / "ballast").open("wb", buffering=0)
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    ballast.write(bytes(65536))
+            assert free_bytes(disk) == 0
+            given += await bulky.feed(agent, samples, 14 * MIB)
+            await asyncio.sleep(0.5)
+            assert agent.batcher.refused == 0, "the oldest make room for the newest"
+            dropped = agent.storage.held().dropped_samples
+            assert dropped > 0
+            assert agent.stuck() is None
+            ballast.close()
+            await asyncio.to_thread(own_nats.start)
+            async with ingest.running_ingest(url_of(own_nats), ours):
+                await stored(database, given - dropped)
+                epoch = agent.epochs.current.epoch
+
+                async def declared() -> bool:
+                    return bool(await gaps_of(database, epoch))
+
+                await until(declared)
+                gaps = await gaps_of(database, epoch)
+                assert sum(found or 0 for _, _, found in gaps) == dropped
+                assert gaps[0][0] == 1
+
+                async def balanced() -> bool:
+                    books = await reconcile(database, timedelta(hours=1))
+                    return books.balanced and not books.pending_batches and books.gap_samples == dropped
+
+                await until(balanced)
+            assert given - dropped == await database.fetchval("SELECT count(*) FROM sensor_data")
+
+
+async def test_live_samples_go_first_and_machines_are_read_before_all_else(
+    own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = Settings(
+        machines=3,
+        site="hall",
+        edge="e1",
+        port_base=0,
+        control_port=-1,
+        poll_interval_ms=100,
+        machines_file=str(tmp_path / "machines.yaml"),
+    )
+    ours = ingest.settings_for(postgres_dsn)
+    settings = settings_for(tmp_path, machines=(str(tmp_path / "machines.yaml"),))
+    filled = bulky.fill(settings, 30 * MIB)
+    assert filled.segments >= 7
+    may_go_on = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    scan = Spool.scan_leftover
+
+    def slow(spool: Spool, leftover: Any) -> None:
+        # A disk on which a file is read for as long as nobody says that live samples are stored.
+        asyncio.run_coroutine_threadsafe(may_go_on.wait(), loop).result(60)
+        scan(spool, leftover)
+
+    monkeypatch.setattr(Spool, "scan_leftover", slow)
+    own_nats.kill()
+    async with running(simulated):
+        async with agents.running_agent(url_of(own_nats), settings) as agent:
+            try:
+                await true(lambda: agent.batcher.samples >= 6, 5)
+                assert all(report.state == "connected" for report in agent.machines.reports())
+                await asyncio.to_thread(own_nats.start)
+                async with ingest.running_ingest(url_of(own_nats), ours):
+                    await lives(database)
+                    assert not agent.storage.recovered
+                    assert agent.deliveries.earlier == {}
+                    may_go_on.set()
+                    await true(lambda: agent.storage.recovered)
+
+                    async def delivered() -> bool:
+                        query = "SELECT count(*) FROM sensor_data WHERE machine_id = 'backlog'"
+                        return bool(await database.fetchval(query) == filled.samples)
+
+                    await until(delivered, 90)
+            finally:
+                may_go_on.set()
+
+
+async def lives(database: asyncpg.Connection) -> None:
+    """Wait until live samples of machines are stored."""
+
+    async def found() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id <> 'backlog'") > 3)
+
+    await until(found)
+
+
