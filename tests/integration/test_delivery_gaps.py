@@ -396,16 +396,14 @@ async def test_delivery_b4_killed_anywhere_nothing_is_lost_doubled_or_in_both(
     top, size = 50, 2
 
     async def work(number: int) -> None:
-        seq = 0
         store = Store(await connect(postgres_dsn), datetime.now(UTC))
         for step in range(40):
-            seq += 1
             low = dice.randrange(1, top)
             high = min(top, low + dice.randrange(8))
             todo = [batch(at, size) for at in dice.sample(range(1, top + 1), 3) if at % 5]
             if step % 3 == 0:
                 samples = size * (high - low + 1)
-                said = declaration(seq, gap_frame(low, high, samples, base=size * (low - 1)), epoch=number)
+                said = declaration(step + 1, gap_frame(low, high, samples, base=size * (low - 1)), epoch=number)
                 todo.append(said)
             task = asyncio.create_task(patiently(store, *todo))
             if dice.random() < 0.3:

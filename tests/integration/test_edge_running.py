@@ -111,10 +111,10 @@ async def test_replay_rises_with_the_backlog_and_falls_while_the_database_is_awa
     await migrated(connection)
     await ingest.prepare(nats_client, ours)
     settings = settings_for(tmp_path, replay_bytes_per_s_max=2 * MIB)
-    filled = bulky.fill(settings, 24 * MIB)
+    filled = bulky.fill(settings, 16 * MIB)
     async with ingest.running_ingest(nats_url, ours), agents.running_agent(nats_url, settings) as agent:
         watch = Watch(agent)
-        await true(lambda: watch.peak() > 600_000)
+        await true(lambda: watch.peak() > 300_000)
         first = next(decision.replay_bytes_per_s for decision in watch.decisions if decision.replay_bytes_per_s)
         assert first < 60_000, "it begins low"
         own_postgres.pause()
@@ -153,7 +153,8 @@ async def test_before_the_limit_segments_are_compressed_harder_and_arrive_byte_f
         while not watch.decisions[-1].to_cold:
             given += await bulky.feed(agent, samples, MIB // 2)
             await asyncio.sleep(0.05)
-        assert watch.fill[-1] < 0.95, "the forecast came before the limit"
+        assert watch.fill[-1] < 0.8, "the forecast came before the limit"
+        given += await bulky.feed(agent, samples, 6 * MIB)
         spool = agent.storage.spool
         assert spool is not None
         hashes = {batch.identity.seq: batch.identity.sha256 for batch in agent.storage.buffer}
@@ -252,9 +253,6 @@ async def test_a_stop_in_the_middle_of_a_replay_is_quick_and_the_next_start_lose
         await agent.stop()
         await until(lambda: ingest.drained(nats_client))
     assert await database.fetchval("SELECT count(*) FROM gaps") == 0
-    spool = Spool(agent.data / "spool", bulky.spool_settings(agent.settings))
-    assert spool.recovered or not [piece for piece in spool.recover_steps()]
-    spool.close()
 
 
 @pytest.mark.needs("root")
@@ -315,8 +313,8 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
     )
     ours = ingest.settings_for(postgres_dsn)
     settings = settings_for(tmp_path, machines=(str(tmp_path / "machines.yaml"),))
-    filled = bulky.fill(settings, 30 * MIB)
-    assert filled.segments >= 7
+    filled = bulky.fill(settings, 14 * MIB)
+    assert filled.segments >= 4
     may_go_on = asyncio.Event()
     loop = asyncio.get_running_loop()
     scan = Spool.scan_leftover

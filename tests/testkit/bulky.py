@@ -1,4 +1,4 @@
-"""Samples that fill a disk in seconds: valid ones, each with a kilobyte that hardly compresses, and counted."""
+"""Samples that fill a disk in seconds: valid ones, each with kilobytes that hardly compress, and counted."""
 
 import asyncio
 import random
@@ -15,8 +15,8 @@ from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import spool_settings
 from cncmon_core.sample import Sample, encode_sample
 
-FRAMES: Final = 32
-"""Samples in a batch: some 20 KiB compressed at level 1, less at a higher one."""
+FRAMES: Final = 8
+"""Samples in a batch: some 16 KiB compressed at level 1, a seventh less at level 9, a third less at 19."""
 
 BATCHES_UNSYNCED_MAX: Final = 25
 
@@ -26,8 +26,8 @@ class Samples:
 
     def __init__(self, machine: str = "bulky", seed: int = 1, first: int = 0) -> None:
         self._machine = machine
-        self._rng = random.Random(seed)
-        self._words = [self._rng.randbytes(9).hex() for _ in range(4096)]
+        rng = random.Random(seed)
+        self._curves = [" ".join(_curve(rng)) for _ in range(64)]
         self._began = datetime.now(UTC) - timedelta(hours=1)
         self.number = first
 
@@ -42,8 +42,15 @@ class Samples:
                 spindle_speed=1000.0,
                 machine_state="running",
                 active_program_line=self.number,
-                extras={"words": "".join(self._rng.choices(self._words, k=60))},
+                extras={"curve": self._curves[self.number % len(self._curves)]},
             )
+
+
+def _curve(rng: random.Random) -> Iterator[str]:
+    value = rng.uniform(0, 500)
+    for _ in range(900):
+        value += rng.uniform(-0.5, 0.5)
+        yield f"{value:.2f}"
 
 
 class Filled(NamedTuple):

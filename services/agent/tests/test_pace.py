@@ -75,6 +75,19 @@ def test_the_lag_is_that_of_the_newest_that_got_there() -> None:
     assert lag.take(100.0) is None
 
 
+def test_a_stream_made_anew_is_not_taken_for_a_database_that_is_away() -> None:
+    lag = CommitLag()
+    lag.taken(5000, 1.0)
+    lag.told(4999, 1.1)
+    lag.taken(5001, 1.2)
+    lag.told(5000, 1.3)
+    assert lag.take(1.3) == pytest.approx(0.3)
+    lag.taken(1, 2.0)
+    lag.told(1, 2.1)
+    assert lag.take(60.0) == pytest.approx(0.1)
+    assert lag.take(61.0) is None
+
+
 def test_without_a_word_of_the_database_nothing_is_known_of_it() -> None:
     lag = CommitLag()
     for number in range(10_000):

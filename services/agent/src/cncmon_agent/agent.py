@@ -209,11 +209,9 @@ class Agent:
         await self.storage.wait_recovered()
         left = dict(self.storage.spool.earlier) if self.storage.spool is not None else {}
         known = {epoch.epoch for epoch in self.epochs.open}
-        for number, found in left.items():
-            if number not in known:
-                # The epochs file was lost. What is not there any more may be in the database, or was dropped: the
-                # database knows, and takes of what is declared only what it lacks.
-                self.epochs.open.append(Epoch(number))
+        # Those that the epochs file does not know: it was lost. What is not there any more of them may be in the
+        # database, or was dropped: the database knows, and takes of what is declared only what it lacks.
+        self.epochs.open += [Epoch(number) for number in left if number not in known]
         for epoch in self.epochs.open:
             buffer: Buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
             note_end(epoch, buffer)

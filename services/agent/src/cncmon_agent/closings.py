@@ -25,7 +25,7 @@ class Closings:
         self._begun = False
 
     def say(self) -> None:
-        """Close every earlier epoch that is not closed yet and of which it is not said; when all of them are recovered."""
+        """Close every earlier epoch that is not closed yet, nor said to be; once all of them are recovered."""
         self._begun = True
         due = [epoch for epoch in self._epochs.open if not epoch.closed and epoch.epoch not in self._said]
         if not due:

@@ -101,7 +101,7 @@ class Delivery:
     def gone(self, seq: int) -> None:
         """A batch that was to be published can't be had: dropped at the cap, damaged on the disk, or only not now.
 
-        Not now: there are no descriptors or no memory to read it with. It is neither a gap then nor may it be forgotten.
+        Not now: there are no descriptors or no memory to read it with. It is no gap then, and must not be forgotten.
         """
         self._in_flight.discard(seq)
         if self._held(seq) and not any(low <= seq <= high for low, high in self.buffer.holes()):
@@ -162,7 +162,7 @@ class Delivery:
         self.epoch.acked_stream_seq = min(self.epoch.acked_stream_seq, max(0, stream_seq - 1))
 
     def _lost(self, ranges: list[tuple[int, int]]) -> None:
-        """Let ranges of seqs, ends excluded, in order, wait again: the oldest there are, and so the first to be sent."""
+        """Let ranges of seqs (in order, ends excluded) wait again: they are the oldest, and so the first to be sent."""
         self._closed = deque(sorted([*self._closed, *ranges]))
         self._reach = min(self._reach, ranges[0][0] - 1)
         self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)

@@ -111,6 +111,9 @@ class CommitLag:
 
     def taken(self, stream_seq: int, now_s: float) -> None:
         """The stream took a message of ours."""
+        if self._waiting and stream_seq < self._waiting[-1][0]:
+            # Another stream, or one that went back: no floor of it will ever pass what the one before gave out.
+            self._waiting.clear()
         # While the database is away there is nothing to be learned from more of them.
         if len(self._waiting) < WAITING_MAX and (not self._waiting or now_s - self._waiting[-1][1] >= APART_S):
             self._waiting.append((stream_seq, now_s))

@@ -26,14 +26,15 @@ nor the watermarks of all epochs there ever were make a round longer. A row unde
 taken out of a gap.
 """
 
+# The first row without a successor, found along the index: what lies above it is not looked at.
 _ADVANCE = """
-WITH above AS (
-    SELECT l.epoch, l.seq, w.seq AS watermark,
-           l.seq - row_number() OVER (PARTITION BY l.epoch ORDER BY l.seq) AS run
-    FROM ledger l JOIN watermarks w USING (epoch)
-    WHERE l.epoch = ANY($1) AND l.seq > w.seq
-), contiguous AS (
-    SELECT epoch, max(seq) AS seq FROM above WHERE run = watermark GROUP BY epoch
+WITH contiguous AS (
+    SELECT w.epoch, last.seq FROM watermarks w, LATERAL (
+        SELECT seq FROM (
+            SELECT seq, lead(seq) OVER (ORDER BY seq) AS next FROM ledger WHERE epoch = w.epoch AND seq > w.seq
+        ) AS above WHERE next IS DISTINCT FROM seq + 1 ORDER BY seq LIMIT 1
+    ) AS last
+    WHERE w.epoch = ANY($1) AND EXISTS (SELECT FROM ledger WHERE epoch = w.epoch AND seq = w.seq + 1)
 ), reached AS (
     SELECT w.epoch, coalesce(contiguous.seq, w.seq) AS seq,
            CASE WHEN contiguous.seq IS NULL THEN w.base ELSE last.base + last.stored + last.dead END AS base

@@ -37,8 +37,6 @@ DELETE FROM gaps USING locked WHERE (gaps.epoch, gaps.seq_from) = (locked.epoch,
 RETURNING {", ".join(f"gaps.{name}" for name in _COLUMNS.split(", "))}
 """  # noqa: S608 constant columns
 
-_INSERT = f"INSERT INTO gaps ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"  # noqa: S608 constant columns
-
 # The seqs of a range that have no ledger row, as ranges, with the cumulative counts on both sides of each.
 _HOLES = """
 SELECT before + 1 AS low, seq - 1 AS high, base_before, base AS base_after FROM (
@@ -181,7 +179,7 @@ async def _replace(connection: asyncpg.Connection, old: Sequence[Gap], new: Sequ
 
 async def _insert(connection: asyncpg.Connection, gaps: Sequence[Gap]) -> None:
     if gaps:
-        await connection.executemany(_INSERT, gaps)
+        await connection.copy_records_to_table("gaps", records=gaps, columns=_COLUMNS.split(", "))
 
 
 def _columns(keys: Iterable[Key | tuple[int, ...]]) -> list[list[int]]:
