@@ -16,10 +16,11 @@ from cncmon_core.events import Event, encode_event
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.advance import advance
 from cncmon_ingest.edges import Edges
+from cncmon_ingest.reconcile import reconcile
 from cncmon_ingest.store import Store, connect
 from testkit import ingest
 from testkit.fixtures import on_both_servers
-from testkit.gaps import batch, declaration, gap_frame, gaps_of, ledger_of, new_seqs, watermark_of
+from testkit.gaps import batch, declaration, gap_frame, gaps_of, ledger_of, message, new_seqs, watermark_of
 from testkit.ingest import EPOCH, drained, frame, publish_batch, running_ingest, settings_for, until
 
 NEXT = 5555
@@ -313,6 +314,46 @@ async def test_delivery_d4_what_a_closing_left_out_is_void(database: asyncpg.Con
     await plant.hear(700, epoch(NEXT, 1, 1))
     await plant.look()
     assert await gaps_of(database) == [(3, 5, 9)]
+
+
+async def test_no_number_that_an_edge_may_claim_stops_the_leader(database: asyncpg.Connection, plant: Plant) -> None:
+    """The largest of everything, in every order: nothing is refused for ever, and other edges' watermarks move on."""
+    huge, half, last = 1 << 62, 1 << 61, (1 << 63) - 1
+    seq = 0
+    for number in range(1, 9):
+        await plant.hear(number, epoch(number, huge, huge), epoch(last, 5, huge), edge=f"e{number}")
+        for low, high, samples, base in [
+            (1, 2, half, half),
+            (3, 4, half, None),
+            (5, 6, half, half),
+            (7, 8, half, None),
+            (9, 10, half, 0),
+            (11, huge, half, half),
+        ]:
+            seq += 1
+            if (number + low) % 3:
+                said = gap_frame(low, high, samples, epoch=number, base=base)
+                await plant.store.write([declaration(seq, said)])
+            if number % 2:
+                await advance(database)
+            await plant.store.write([message(low, [frame(1)], epoch=number, base=last if number % 3 else huge - 1)])
+    await plant.store.write(
+        [message(at, [frame(1)], epoch=number, base=last) for number in (1, 2, last) for at in (last, huge, 1)]
+    )
+    for number in (1, 4, last):
+        closing = {"epoch": number, "last_seq": huge, "samples": huge}
+        said = encode_event(Event("epoch_closed", datetime.now(UTC), data=closing))
+        await plant.store.write([declaration(number, said, epoch=555)])
+    for number in range(1, 9):
+        await plant.hear(5000, epoch(NEXT, 1, 1), edge=f"e{number}")
+    await plant.look()
+    await advance(database)
+    await plant.look()
+    await plant.store.write([batch(1, epoch=NEXT)])
+    await advance(database)
+    assert await watermark_of(database, NEXT) == 1
+    assert (await reconcile(database, timedelta(0))).epochs >= 10
+    assert await database.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
 async def test_delivery_d4_an_epoch_of_which_nothing_ever_came(database: asyncpg.Connection, plant: Plant) -> None:

@@ -200,6 +200,22 @@ async def test_delivery_b5_a_declaration_that_makes_no_sense_is_a_dead_letter(
     assert await ledger_of(database, OTHER) == [1]
 
 
+async def test_delivery_b5_counts_that_no_database_could_add_up_become_unknown(
+    store: Store, database: asyncpg.Connection
+) -> None:
+    for seq in range(1, 8):
+        await store.write([declaration(seq, gap_frame(seq, seq, 1 << 61, reason=f"claim {seq}"))])
+    await advance(database)
+    assert await watermark_of(database) == 7
+    assert await database.fetchval("SELECT base FROM watermarks WHERE epoch = $1", EPOCH) is None
+    await store.write(
+        [declaration(9, gap_frame(20, 20, 1 << 61), gap_frame(21, 21, 1 << 61), gap_frame(22, 22, 1 << 61))]
+    )
+    await store.write([declaration(10, gap_frame(23, 23, 1 << 61), gap_frame(24, 24, 1 << 61))])
+    assert [gap[:2] for gap in await gaps_of(database)][-1] == (20, 24)
+    assert (await reconcile(database, timedelta(0))).unbalanced == []
+
+
 @pytest.mark.parametrize("changes", [{"epoch": 1 << 63}, {"last_seq": 1 << 63}, {"samples": 1 << 80}], ids=str)
 async def test_delivery_a1_a_closing_that_no_database_can_hold_is_a_dead_letter(
     store: Store, database: asyncpg.Connection, changes: dict[str, int]

@@ -28,7 +28,7 @@ def leave_epochs(folder: Path, number: int, batches: int = 1, *, listed: bool = 
         spool = Spool(folder / "spool", SpoolSettings(reserve_bytes=0))
         log = spool.begin(epoch)
         for seq in range(1, batches + 1):
-            assert log.append(make(epoch, seq, seq - 1, "samples", [frame(1000 * epoch + seq)], 1, 0))
+            assert log.append(make(epoch, seq, seq - 1, "samples", [frame(10 * epoch + seq)], 1, 0))
         work = spool.sync_work()
         assert work is not None
         work.run()
@@ -58,7 +58,7 @@ async def test_more_starts_than_a_document_tells_of_are_all_delivered_and_forgot
 async def test_an_edge_that_was_renamed_forgets_what_its_old_name_had_delivered(
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    """All delivered under the old name, a power cut before the epochs file says so, and a new name at the next start."""
+    """All delivered under the old name, a power cut before the epochs file says so, then a start under a new name."""
     ours = ingest.settings_for(postgres_dsn)
     await ingest.prepare(nats_client, ours)
     settings = agents.settings_for(tmp_path)

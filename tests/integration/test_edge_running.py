@@ -11,16 +11,21 @@ from typing import Any
 import asyncpg
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from cncmon_agent import forecast
 from cncmon_agent.agent import Agent
+from cncmon_agent.buffer.disk import Disk
 from cncmon_agent.buffer.spool import Spool
 from cncmon_agent.control import Decision
+from cncmon_agent.inspect import verify
+from cncmon_agent.inspect.folder import DataFolder as InspectedFolder
 from cncmon_agent.settings import AgentSettings
-from cncmon_core import names
+from cncmon_core import frames, identity, names
+from cncmon_ingest.migrate import migrate
 from cncmon_ingest.reconcile import reconcile
 from cncmon_simulator import Settings, running
-from robustness.faults.small_disk import free_bytes, small_disk
+from robustness.faults.small_disk import fill_up, free_bytes, small_disk
 from robustness.traffic.services import AgentProcess
 from testkit import agent as agents
 from testkit import bulky, ingest
@@ -59,6 +64,23 @@ async def true(condition: Callable[[], Any], timeout_s: float = 40) -> None:
     await until(holds, timeout_s)
 
 
+@contextlib.asynccontextmanager
+async def published(client: Client) -> AsyncIterator[dict[int, bytes]]:
+    """Collect the data of every batch of samples that is published meanwhile, by seq."""
+    came: dict[int, bytes] = {}
+
+    async def take(message: Msg) -> None:
+        found = identity.identity_of(message.headers)
+        if found is not None:
+            came[found.seq] = message.data
+
+    subscription = await client.subscribe(names.samples_subject("hall", "e1"), cb=take)
+    try:
+        yield came
+    finally:
+        await subscription.unsubscribe()
+
+
 class Watch:
     """Every decision of an agent's controller, from when this is made."""
 
@@ -80,6 +102,11 @@ class Watch:
     def rate(self) -> float:
         return self.decisions[-1].replay_bytes_per_s if self.decisions else 0.0
 
+    def first(self) -> float:
+        """Return the rate that replay began with; none is no bound yet."""
+        rates = [decision.replay_bytes_per_s for decision in self.decisions if decision.replay_bytes_per_s]
+        return rates[0] if rates else float("inf")
+
     def peak(self) -> float:
         return max((decision.replay_bytes_per_s for decision in self.decisions), default=0.0)
 
@@ -91,7 +118,7 @@ async def stored(database: asyncpg.Connection, expected: int, timeout_s: float =
     async def all_there() -> bool:
         nonlocal found
         found = await database.fetchval("SELECT count(*) FROM sensor_data")
-        return found >= expected
+        return bool(found >= expected)
 
     try:
         await until(all_there, timeout_s)
@@ -108,15 +135,13 @@ async def test_replay_rises_with_the_backlog_and_falls_while_the_database_is_awa
 ) -> None:
     connection = await asyncpg.connect(own_postgres.dsn)
     ours = ingest.settings_for(own_postgres.dsn)
-    await migrated(connection)
+    await migrate(connection)
     await ingest.prepare(nats_client, ours)
     settings = settings_for(tmp_path, replay_bytes_per_s_max=2 * MIB)
     filled = bulky.fill(settings, 16 * MIB)
     async with ingest.running_ingest(nats_url, ours), agents.running_agent(nats_url, settings) as agent:
         watch = Watch(agent)
-        await true(lambda: watch.peak() > 300_000)
-        first = next(decision.replay_bytes_per_s for decision in watch.decisions if decision.replay_bytes_per_s)
-        assert first < 60_000, "it begins low"
+        await true(lambda: watch.peak() > 4 * watch.first())
         own_postgres.pause()
         try:
             await true(lambda: watch.rate < watch.peak() / 8)
@@ -129,12 +154,6 @@ async def test_replay_rises_with_the_backlog_and_falls_while_the_database_is_awa
         await stored(connection, filled.samples, 90)
         await true(lambda: watch.rate == 0)
     await connection.close()
-
-
-async def migrated(connection: asyncpg.Connection) -> None:
-    from cncmon_ingest.migrate import migrate
-
-    await migrate(connection)
 
 
 async def test_before_the_limit_segments_are_compressed_harder_and_arrive_byte_for_byte(
@@ -167,16 +186,17 @@ async def test_before_the_limit_segments_are_compressed_harder_and_arrive_byte_f
         assert len(smaller) > 50
         assert spool.stats().dropped_batches == 0
         await asyncio.to_thread(own_nats.start)
-        ours = ingest.settings_for(postgres_dsn)
-        async with ingest.running_ingest(url_of(own_nats), ours):
+        async with (
+            client_of(own_nats) as client,
+            published(client) as came,
+            ingest.running_ingest(url_of(own_nats), ingest.settings_for(postgres_dsn)),
+        ):
             await stored(database, given, 90)
-            ledger = dict(await database.fetch("SELECT seq, encode(sha256, 'hex') FROM ledger"))
-            assert {seq: ledger[seq] for seq in hashes if seq in ledger} == {
-                seq: value for seq, value in hashes.items() if seq in ledger
-            }
-            assert len(ledger.keys() & set(smaller)) > 50
+            assert {seq: identity.digest(frames.decompress(came[seq])) for seq in hashes} == hashes
+            assert sum(len(came[seq]) < sizes[seq] for seq in smaller) > 50, (
+                "what was compressed harder is what is sent"
+            )
             await true(lambda: agent.storage.held().cold_bytes == 0)
-            await true(lambda: not watch.decisions[-1].to_cold)
 
 
 async def test_what_the_stream_has_goes_first_until_the_stream_lost_something(
@@ -227,9 +247,9 @@ async def test_a_stop_in_the_middle_of_a_replay_is_quick_and_the_next_start_lose
     ours = ingest.settings_for(postgres_dsn)
     await ingest.prepare(nats_client, ours)
     agent = AgentProcess(
-        tmp_path, nats_url, edge="e1", spool_free_bytes_min=0, replay_bytes_per_s_max=500_000, drain_s_max=5.0
+        tmp_path, nats_url, edge="e1", spool_free_bytes_min=0, replay_bytes_per_s_max=250_000, drain_s_max=5.0
     )
-    filled = bulky.fill(agent.settings, 12 * MIB)
+    filled = bulky.fill(agent.settings, 5 * MIB)
     epochs = set()
     async with ingest.running_ingest(nats_url, ours):
         for _ in range(2):
@@ -245,6 +265,9 @@ async def test_a_stop_in_the_middle_of_a_replay_is_quick_and_the_next_start_lose
             assert time.monotonic() - began_s < 10
             assert "agent stopped" in agent.tail()
             assert "Traceback" not in agent.tail()
+            verdict = verify.check(InspectedFolder(agent.data, None), Disk())
+            assert verdict.problems == []
+            assert verdict.notes == [], "not half a record: all of it is synced"
             assert await database.fetchval("SELECT count(*) FROM sensor_data") < filled.samples, "it was stopped before"
             epochs.add(agent.tail().split('"epoch":')[-1].split(",")[0])
         assert len(epochs) == 2
@@ -266,18 +289,15 @@ async def test_a_disk_that_others_fill_costs_the_oldest_and_the_books_balance(
         settings = settings_for(tmp_path, data_dir=str(disk / "agent"), state_save_ms=100)
         async with agents.running_agent(url_of(own_nats), settings) as agent:
             given = await bulky.feed(agent, samples, 10 * MIB)
-            ballast = (disk / "ballast").open("wb", buffering=0)
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    ballast.write(bytes(65536))
+            fill_up(disk / "others")
             assert free_bytes(disk) == 0
             given += await bulky.feed(agent, samples, 14 * MIB)
+            # The state files can't be written now: that ends nobody.
             await asyncio.sleep(0.5)
             assert agent.batcher.refused == 0, "the oldest make room for the newest"
             dropped = agent.storage.held().dropped_samples
             assert dropped > 0
             assert agent.stuck() is None
-            ballast.close()
             await asyncio.to_thread(own_nats.start)
             async with ingest.running_ingest(url_of(own_nats), ours):
                 await stored(database, given - dropped)
@@ -313,8 +333,8 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
     )
     ours = ingest.settings_for(postgres_dsn)
     settings = settings_for(tmp_path, machines=(str(tmp_path / "machines.yaml"),))
-    filled = bulky.fill(settings, 14 * MIB)
-    assert filled.segments >= 4
+    filled = bulky.fill(settings, 9 * MIB)
+    assert filled.segments >= 3
     may_go_on = asyncio.Event()
     loop = asyncio.get_running_loop()
     scan = Spool.scan_leftover
@@ -326,26 +346,25 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
 
     monkeypatch.setattr(Spool, "scan_leftover", slow)
     own_nats.kill()
-    async with running(simulated):
-        async with agents.running_agent(url_of(own_nats), settings) as agent:
-            try:
-                await true(lambda: agent.batcher.samples >= 6, 5)
-                assert all(report.state == "connected" for report in agent.machines.reports())
-                await asyncio.to_thread(own_nats.start)
-                async with ingest.running_ingest(url_of(own_nats), ours):
-                    await lives(database)
-                    assert not agent.storage.recovered
-                    assert agent.deliveries.earlier == {}
-                    may_go_on.set()
-                    await true(lambda: agent.storage.recovered)
-
-                    async def delivered() -> bool:
-                        query = "SELECT count(*) FROM sensor_data WHERE machine_id = 'backlog'"
-                        return bool(await database.fetchval(query) == filled.samples)
-
-                    await until(delivered, 90)
-            finally:
+    async with running(simulated), agents.running_agent(url_of(own_nats), settings) as agent:
+        try:
+            await true(lambda: agent.batcher.samples >= 6, 5)
+            assert all(report.state == "connected" for report in agent.machines.reports())
+            await asyncio.to_thread(own_nats.start)
+            async with ingest.running_ingest(url_of(own_nats), ours):
+                await lives(database)
+                assert not agent.storage.recovered
+                assert agent.deliveries.earlier == {}
                 may_go_on.set()
+                await true(lambda: agent.storage.recovered)
+
+                async def delivered() -> bool:
+                    query = "SELECT count(*) FROM sensor_data WHERE machine_id = 'backlog'"
+                    return bool(await database.fetchval(query) == filled.samples)
+
+                await until(delivered, 90)
+        finally:
+            may_go_on.set()
 
 
 async def lives(database: asyncpg.Connection) -> None:
@@ -355,5 +374,3 @@ async def lives(database: asyncpg.Connection) -> None:
         return bool(await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id <> 'backlog'") > 3)
 
     await until(found)
-
-

@@ -6,6 +6,8 @@ Long, because a fault found adds its sequence here, beside its like.
 import asyncio
 import errno
 import random
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +18,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from cncmon_agent import agent as agent_module
+from cncmon_agent import gaps as gaps_module
 from cncmon_agent.agent import Agent
-from cncmon_agent.batch import Batch, make
+from cncmon_agent.batch import Batch, Source, make
 from cncmon_agent.batcher import Batcher
 from cncmon_agent.buffer.disk import Disk
+from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.buffer.hot import HotRing
 from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.spool import Spool
@@ -28,10 +36,12 @@ from cncmon_agent.buffer.store import SpoolSettings
 from cncmon_agent.closings import Closings
 from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
-from cncmon_agent.epochs import Epoch, Epochs
+from cncmon_agent.epochs import FILE, Epoch, Epochs
 from cncmon_agent.gaps import GAPS_MAX, GapTeller, gaps_of
+from cncmon_agent.mover import Mover
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.spool_care import SpoolCare
+from cncmon_agent.unstamped import LogMeta
 from cncmon_agent.ways import CHUNK, Ways
 from cncmon_core import frames
 from cncmon_core.nats_link import NatsLink, NatsSettings
@@ -553,6 +563,61 @@ async def test_a_stop_before_a_sync_began_does_not_take_it_for_done(tmp_path: Pa
     assert log.synced_seq == 1
 
 
+async def test_a_long_interval_between_syncs_costs_no_samples(tmp_path: Path) -> None:
+    """A minute, and more in it than the memory for it takes: what came after that was refused."""
+    spool = spool_at(tmp_path, segment_bytes=1 << 20, spool_bytes_max=16 << 20, unsynced_bytes_max=1 << 16)
+    log = spool.begin(OLD)
+    care = SpoolCare("test", spool, 60_000)
+    task = asyncio.create_task(care.run())
+    seq = 0
+    for _ in range(3):
+        while log.appender.unsynced_bytes < 40_000:
+            seq += 1
+            assert log.append(batch(seq))
+        await asyncio.wait_for(care.turn(), 5)
+    task.cancel()
+    await asyncio.wait([task])
+    care.close()
+
+
+async def test_the_source_of_a_batch_that_can_not_be_read_just_now_is_not_overlooked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its samples were moved a second time, under another identity, and stored twice."""
+    buffer = Holed(2)
+    buffer.append(make(OLD, 3, 4, "samples", [b"{}"], 1, 0, Source(9, 1, 1)))
+    buffer.append(make(OLD, 4, 5, "samples", [b"{}"], 1, 0, Source(9, 2, 2)))
+    buffer.away, buffer.bad = {3}, [(2, 2)]
+    monkeypatch.setattr(agent_module, "UPKEEP_S", 0.01)
+    finding = asyncio.create_task(agent_module._sources([buffer]))
+    await asyncio.sleep(0.05)
+    assert not finding.done()
+    buffer.away = set()
+    assert await asyncio.wait_for(finding, 5) == [Source(9, 1, 1), Source(9, 2, 2)]
+
+
+async def test_a_batch_without_time_that_can_not_be_read_just_now_is_moved_later(tmp_path: Path) -> None:
+    """It was skipped, said to be lost, and let go of."""
+    clock: Any = SimpleNamespace(boot_id="here", settled=True, known=True, floor=SimpleNamespace())
+    unstamped: Any = SimpleNamespace(clock=clock)
+    main: Any = SimpleNamespace(batch_bytes_max=1 << 16)
+    mover = Mover(unstamped, main, 77)
+    moved: list[int] = []
+
+    async def move_batch(meta: LogMeta, one: Batch) -> None:
+        del meta
+        moved.append(one.identity.seq)
+
+    mover._move_batch = move_batch  # type: ignore[method-assign]
+    buffer = Holed(3)
+    buffer.away = {2}
+    moving = asyncio.create_task(mover._move(LogMeta(OLD, "there", 0), buffer))
+    await asyncio.sleep(0.05)
+    buffer.away = set()
+    await asyncio.wait_for(moving, 5)
+    assert moved == [1, 2, 3]
+
+
 # --- the log on disk ------------------------------------------------------------------------------------------------
 
 
@@ -581,3 +646,228 @@ def test_holes_of_a_log_with_many_damaged_records_are_found_quickly(tmp_path: Pa
     began_s = time.process_time()
     assert len(log.holes()) == len(first.bad)
     assert time.process_time() - began_s < 0.2
+
+
+# --- many lives of one edge -----------------------------------------------------------------------------------------
+
+
+class Disked(HotRing):
+    """A log as it outlives its process: batches are dropped at the cap and damaged, and its head moves over them."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 20, 4096)
+        self.bad: set[int] = set()
+
+    def get(self, seq: int) -> Batch | None:
+        return None if seq in self.bad else super().get(seq)
+
+    def free(self, up_to_seq: int) -> int:
+        freed = super().free(up_to_seq)
+        while self.range()[0] in self.bad:
+            super().free(self.range()[0])
+        return freed
+
+    def damage(self, seq: int) -> None:
+        self.bad.add(seq)
+        self.free(self.range()[0] - 1)
+
+    def holes(self) -> list[tuple[int, int]]:
+        first, end = self.range()
+        return [(seq, seq) for seq in sorted(self.bad) if first <= seq < end]
+
+
+class Lives(RuleBasedStateMachine):
+    """One edge over many starts: an epochs file that is old or lost, drops, damage, another stream, a slow database.
+
+    Whatever was accepted is in the database or a gap in the end, and nothing stands still or is kept for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.disk: dict[int, Disked] = {}
+        self.saves: list[bytes] = []
+        self.stream: list[tuple[int, Batch]] = []
+        self.created, self.floor, self.now_s = 1, 0, 0.0
+        self.ledger: set[tuple[int, int]] = set()
+        self.gaps: set[tuple[int, int]] = set()
+        self.closed: dict[int, int] = {}
+        self.unknown: set[int] = set()
+        self._begin()
+
+    def teardown(self) -> None:
+        try:
+            self._settle()
+        finally:
+            shutil.rmtree(self.folder)
+
+    def _begin(self) -> None:
+        self.epochs = Epochs(self.folder)
+        self.saves = [(self.folder / FILE).read_bytes()]
+        current = self.epochs.current
+        left = {number: log for number, log in self.disk.items() if log.range()[0] < log.range()[1]}
+        self.log = self.disk[current.epoch] = Disked()
+        self.all = Deliveries(self.log, current, WINDOW_S, self.epochs.stream_created)
+        self.batcher = Batcher(AgentSettings(), current.epoch, self.log, None, now)
+        self.teller = GapTeller(self.all, self.batcher, None, now)
+        self.closings = Closings(self.epochs, self.all, self.batcher, now)
+        known = {epoch.epoch for epoch in self.epochs.open}
+        self.epochs.open += [Epoch(number) for number in left if number not in known]
+        for epoch in self.epochs.open:
+            buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
+            agent_module.note_end(epoch, buffer)
+            self.all.add_earlier(buffer, epoch)
+        self.closings.say()
+        self.teller.go(online=True)
+        self.all.stream_seen(str(self.created), len(self.stream))
+        self.all.connected()
+
+    @rule(how=st.sampled_from(("saved", "old", "lost")))
+    def starts_again(self, how: str) -> None:
+        path = self.folder / FILE
+        if how == "saved":
+            self.saves_its_epochs()
+        elif how == "old":
+            path.write_bytes(self.saves[0])
+        else:
+            path.unlink()
+        self._begin()
+        known = {epoch.epoch for epoch in self.epochs.open}
+        for epoch, log in self.disk.items():
+            first, end = log.range()
+            if how != "saved" and first == end and epoch not in known and self._watermark(epoch) < end - 1:
+                # Neither the file nor the disk knows of it any more: the cloud side finds it abandoned (rule D4).
+                self.unknown.add(epoch)
+
+    @rule()
+    def saves_its_epochs(self) -> None:
+        self.epochs.stream_created = self.all.stream_created
+        for delivery in self.all:
+            delivery.settle()
+        agent_module.note_synced(self.epochs.current, self.log, self.log.range()[1] - 1)
+        self.epochs.save()
+        self.saves.append((self.folder / FILE).read_bytes())
+
+    @rule(count=st.integers(1, 4))
+    def reads_machines(self, count: int) -> None:
+        for _ in range(count):
+            end = self.log.range()[1]
+            base = self.batcher.samples
+            self.batcher._base += 1
+            self.log.append(make(self.epochs.current.epoch, end, base, "samples", [b"{}"], 1, 0))
+
+    @rule(count=st.integers(1, 3))
+    def cap_drops_the_oldest(self, count: int) -> None:
+        for log in self.disk.values():
+            first, end = log.range()
+            if first < end:
+                log.free(min(first + count, end) - 1)
+                return
+
+    @rule(data=st.data())
+    def card_damages_a_batch(self, data: st.DataObject) -> None:
+        log = data.draw(st.sampled_from(list(self.disk.values())))
+        first, end = log.range()
+        if first < end:
+            log.damage(data.draw(st.integers(first, end - 1)))
+
+    @rule(count=st.integers(1, 8), answered=st.booleans())
+    def publishes(self, count: int, *, answered: bool) -> None:
+        for _ in range(count):
+            found = self.all.next_backlog()
+            if found is None:
+                seq = self.all.current.next_live()
+                if seq is None:
+                    return
+                found = self.all.current, seq
+            delivery, seq = found
+            one = delivery.buffer.get(seq)
+            if one is None:
+                delivery.gone(seq)
+                continue
+            self.stream.append((one.identity.epoch, one))
+            if answered:
+                self.all.taken(delivery, seq, len(self.stream), self.now_s, duplicate=False)
+            else:
+                delivery.failed(seq)
+                return
+
+    @rule()
+    def stream_is_made_anew(self) -> None:
+        self.stream, self.floor = [], 0
+        self.created += 1
+
+    @rule(count=st.integers(1, 10))
+    def ingest_stores(self, count: int) -> None:
+        for epoch, one in self.stream[self.floor : self.floor + count]:
+            key = epoch, one.identity.seq
+            if key[1] > self._watermark(epoch) or key in self.gaps:
+                self.gaps.discard(key)
+                self.ledger.add(key)
+                if one.identity.kind == "events":
+                    self._hears(one)
+        self.floor = min(len(self.stream), self.floor + count)
+
+    def _hears(self, one: Batch) -> None:
+        for part in frames.split(frames.decompress(one.data))[0]:
+            event = msgspec.json.decode(part)
+            data = event["data"]
+            if event["type"] == "epoch_closed":
+                self.closed[data["epoch"]] = data["last_seq"]
+            else:
+                above = self._watermark(data["epoch"]) + 1
+                missing = {(data["epoch"], seq) for seq in range(max(above, data["seq_from"]), data["seq_to"] + 1)}
+                self.gaps |= missing - self.ledger
+
+    def _watermark(self, epoch: int) -> int:
+        seq = 0
+        while (epoch, seq + 1) in self.ledger or (epoch, seq + 1) in self.gaps:
+            seq += 1
+        return seq
+
+    @rule()
+    def is_told(self) -> None:
+        epochs = {epoch: self._watermark(epoch) for epoch in {key[0] for key in (*self.ledger, *self.gaps)}}
+        self.all.told(Watermark(1, str(self.created), self.floor, epochs))
+        if self.all.unsure:
+            self.all.stream_seen(str(self.created))
+
+    @rule()
+    def looks_after_itself(self) -> None:
+        self.now_s += 200
+        self.all.look_for_lost(self.now_s)
+        self.all.resume()
+        self.teller.step()
+        for epoch in self.closings.step():
+            log = self.disk.get(epoch)
+            assert log is None or log.range()[0] == log.range()[1]
+
+    def _settle(self) -> None:
+        """With everything working, in some rounds all is told of, and of earlier epochs nothing is left."""
+        self.saves_its_epochs()
+        self._begin()
+        for _ in range(12):
+            self.reads_machines(1)
+            self.publishes(500, answered=True)
+            self.ingest_stores(1000)
+            self.is_told()
+            self.looks_after_itself()
+        self.publishes(500, answered=True)
+        self.ingest_stores(1000)
+        self.is_told()
+        for epoch in self.disk.keys() - self.unknown:
+            first, end = self.disk[epoch].range()
+            assert first == end, f"epoch {epoch} is kept from {first} to {end}"
+            assert {(epoch, seq) for seq in range(1, end)} <= self.ledger | self.gaps
+            if epoch != self.epochs.current.epoch and end > 1:
+                assert epoch in self.closed
+        assert self.epochs.open == []
+        assert not self.all.earlier
+
+
+def test_whatever_befalls_an_edge_over_its_lives_all_is_stored_or_a_gap_and_nothing_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gaps_module, "UNKNOWN_S", -1.0)
+    monkeypatch.setattr(gaps_module, "REPEAT_S", -1.0)
+    run_state_machine_as_test(Lives, settings=settings(max_examples=150, stateful_step_count=40))

@@ -1,14 +1,12 @@
 """The data folder: made, locked, tried; and what is said where that fails."""
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
 
 from cncmon_agent.errors import FolderError, FolderInUseError
 from cncmon_agent.folder import DataFolder
-from robustness.faults.small_disk import small_disk
+from robustness.faults.small_disk import fill_up, small_disk
 
 
 def test_it_is_made_and_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
@@ -37,16 +35,17 @@ def test_two_never_share_it_and_the_next_may_have_it(tmp_path: Path) -> None:
 
 def test_who_is_refused_keeps_no_file_open(tmp_path: Path) -> None:
     first = DataFolder(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with pytest.raises(FolderInUseError):
             DataFolder(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     first.close()
 
 
 @pytest.mark.parametrize(
-    ("where", "why"), [("file", "a file has that name"), ("file/below", "Not a directory"), ("locked", "Is a directory")]
+    ("where", "why"),
+    [("file", "a file has that name"), ("file/below", "Not a directory"), ("locked", "Is a directory")],
 )
 def test_what_is_no_folder_is_named(tmp_path: Path, where: str, why: str) -> None:
     (tmp_path / "file").touch()
@@ -60,10 +59,7 @@ def test_what_is_no_folder_is_named(tmp_path: Path, where: str, why: str) -> Non
 @pytest.mark.needs("root")
 def test_a_full_disk_is_found_at_once_and_the_lock_is_given_back(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256 << 10) as disk:
-        with pytest.raises(OSError, match="No space left") as full, (disk / "others").open("wb", buffering=0) as others:
-            while True:
-                others.write(bytes(4096))
-        assert full.value.errno == errno.ENOSPC
+        fill_up(disk / "others")
         with pytest.raises(FolderError, match=r"can't be used: No space left on device$"):
             DataFolder(disk / "agent")
         assert [entry.name for entry in (disk / "agent").iterdir()] == ["lock"]

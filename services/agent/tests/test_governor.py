@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 from prometheus_client import REGISTRY
@@ -16,13 +16,12 @@ from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.epochs import Epoch
 from cncmon_agent.governor import Governor, _Written
 from cncmon_agent.pace import CommitLag, Pace
+from cncmon_agent.publish import Publisher
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import Storage
 
 EPOCH = 77
-DECIDED = Decision(
-    replay_bytes_per_s=12_345.0, compression_level=9, to_cold=True, shed="taken_first", hours_left=3.5
-)
+DECIDED = Decision(replay_bytes_per_s=12_345.0, compression_level=9, to_cold=True, shed="taken_first", hours_left=3.5)
 
 
 class Telling(Controller):
@@ -56,9 +55,11 @@ class Parts:
     def __init__(self, settings: AgentSettings, folder: Path, controller: Controller) -> None:
         self.storage = Storage(settings, EPOCH, folder, None)
         self.deliveries = Deliveries(self.storage.buffer, Epoch(EPOCH), 120)
-        self.publisher: Any = FakePublisher()
+        self.publisher = FakePublisher()
         self.online = True
-        self.governor = Governor(controller, self.publisher, self.deliveries, self.storage, lambda: self.online)
+        self.governor = Governor(
+            controller, cast("Publisher", self.publisher), self.deliveries, self.storage, lambda: self.online
+        )
 
 
 @pytest.fixture
@@ -84,18 +85,14 @@ def test_each_decision_reaches_its_lever(parts: Parts, told: Telling) -> None:
     assert metric("cncmon_edge_buffer_hours_left") == 3.5
     assert metric("cncmon_edge_replay_bytes_per_second") == 12_345.0
     assert metric("cncmon_edge_compression_level") == 9
-    told.decision = Decision(
-        replay_bytes_per_s=0.0, compression_level=1, to_cold=False, shed="oldest", hours_left=None
-    )
+    told.decision = Decision(replay_bytes_per_s=0.0, compression_level=1, to_cold=False, shed="oldest", hours_left=None)
     parts.governor.step()
     assert parts.publisher.pace.bytes_per_s == 0.0
     assert parts.storage.cold_level is None
     assert math.isnan(metric("cncmon_edge_buffer_hours_left"))
 
 
-def test_what_is_held_waits_and_comes_in_is_seen(
-    parts: Parts, told: Telling, batch_of: Callable[..., Batch]
-) -> None:
+def test_what_is_held_waits_and_comes_in_is_seen(parts: Parts, told: Telling, batch_of: Callable[..., Batch]) -> None:
     parts.governor.step()
     for seq in range(1, 5):
         assert parts.storage.buffer.append(batch_of(seq, 1000, epoch=EPOCH))
@@ -103,7 +100,7 @@ def test_what_is_held_waits_and_comes_in_is_seen(
     parts.online = False
     parts.governor.step()
     empty, seen = told.seen
-    assert empty.online and not seen.online
+    assert (empty.online, seen.online) == (True, False)
     assert empty.inflow_bytes_s == empty.unacked_bytes == empty.backlog_bytes == 0
     assert seen.inflow_bytes_s == pytest.approx(parts.storage.accepted_bytes / seen.dt_s)
     held = parts.storage.held()
@@ -148,9 +145,7 @@ def test_the_stream_is_trusted_with_what_it_has_taken_while_that_is_decided(part
     parts.governor.step()
     assert parts.governor.shed_order(segments) == segments[1], "nobody knows the earlier epoch's way"
     assert parts.governor.shed_order(segments[3:]) == segments[3], "something has to go"
-    told.decision = Decision(
-        replay_bytes_per_s=0.0, compression_level=1, to_cold=False, shed="oldest", hours_left=None
-    )
+    told.decision = Decision(replay_bytes_per_s=0.0, compression_level=1, to_cold=False, shed="oldest", hours_left=None)
     parts.governor.step()
     assert parts.governor.shed_order(segments) == earlier
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cncmon_standalone.embedded.process import base_environ, free_port
-from robustness.faults.small_disk import small_disk
+from robustness.faults.small_disk import fill_up, small_disk
 
 COMMAND = [sys.executable, "-m", "cncmon_agent.main"]
 NOWHERE = "nats://127.0.0.1:9"
@@ -195,7 +195,7 @@ def test_a_record_that_cant_be_written_is_named_by_its_own_path(tmp_path: Path) 
 @pytest.mark.parametrize("size", [128 << 10, 1 << 20], ids=["not a byte", "no room for a segment"])
 def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, size: int) -> None:
     with small_disk(tmp_path / "disk", size) as disk:
-        fill_up(disk, leave=0 if size < 1 << 20 else 512 << 10)
+        leave(disk, 0 if size < 1 << 20 else 512 << 10)
         said = run(CNCMON_AGENT_DATA_DIR=str(disk / "agent"), CNCMON_AGENT_SPOOL_FREE_BYTES_MIN="0")
         assert said.returncode == 1
         line = one_line(said)
@@ -204,13 +204,12 @@ def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, size: int) -> None:
     assert disk.is_dir()
 
 
-def fill_up(disk: Path, leave: int) -> None:
-    ballast = disk / "ballast"
-    ballast.write_bytes(bytes(leave))
-    with contextlib.suppress(OSError), (disk / "others").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    ballast.unlink()
+def leave(disk: Path, size: int) -> None:
+    """Fill a disk up but for so many bytes."""
+    kept = disk / "kept"
+    kept.write_bytes(bytes(size))
+    fill_up(disk / "others")
+    kept.unlink()
 
 
 def check_memory_only(agent: Running, why: str) -> None:
@@ -236,18 +235,19 @@ def test_where_a_disk_is_only_preferred_it_runs_in_memory_and_says_so(tmp_path: 
 
 
 def test_a_read_only_folder_where_a_disk_is_only_preferred(tmp_path: Path) -> None:
-    with read_only(tmp_path / "data") as folder:
-        with running(tmp_path, CNCMON_AGENT_DATA_DIR=str(folder), CNCMON_AGENT_SPOOL="preferred") as agent:
-            time.sleep(0.3)
-            check_memory_only(agent, f"data folder {folder} can't be used: ")
-            assert agent.stop() < 5
+    data = tmp_path / "data"
+    settings = {"CNCMON_AGENT_DATA_DIR": str(data), "CNCMON_AGENT_SPOOL": "preferred"}
+    with read_only(data), running(tmp_path, **settings) as agent:
+        time.sleep(0.3)
+        check_memory_only(agent, f"data folder {data} can't be used: ")
+        assert agent.stop() < 5
 
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("size", [128 << 10, 1 << 20], ids=["not a byte", "no room for a segment"])
 def test_a_full_disk_where_it_is_only_preferred(tmp_path: Path, size: int) -> None:
     with small_disk(tmp_path / "disk", size) as disk:
-        fill_up(disk, leave=0 if size < 1 << 20 else 512 << 10)
+        leave(disk, 0 if size < 1 << 20 else 512 << 10)
         settings = {
             "CNCMON_AGENT_DATA_DIR": str(disk / "agent"),
             "CNCMON_AGENT_SPOOL": "preferred",
@@ -272,9 +272,7 @@ def test_a_cold_tier_that_is_not_there_is_said_and_the_agent_runs(tmp_path: Path
     settings = {"CNCMON_AGENT_DATA_DIR": str(tmp_path / "data"), "CNCMON_AGENT_COLD_DIR": str(tmp_path / "stick")}
     with running(tmp_path, **settings) as agent:
         said = agent.wait_for("the cold tier can't be used")
-        assert said["reason"] == (
-            f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'data'}"
-        )
+        assert said["reason"] == (f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'data'}")
         time.sleep(0.3)
         assert agent.metric("cncmon_edge_spool_cold_errors") == 1
         assert agent.metric("cncmon_edge_buffer_memory_only") == 0

@@ -96,7 +96,7 @@ async def test_without_a_disk_memory_is_all_the_room_there_is(settings_of: MakeS
 
 
 def test_required_without_a_disk_is_refused_with_the_reason(settings_of: MakeSettings) -> None:
-    with pytest.raises(SpoolError, match="^data folder x: broken$"):
+    with pytest.raises(SpoolError, match=r"^data folder x: broken$"):
         Storage(settings_of(spool="required"), EPOCH, None, None, "data folder x: broken")
 
 
@@ -158,11 +158,12 @@ async def test_nothing_moves_to_the_cold_tier_until_it_is_wanted(settings_of: Ma
         await asyncio.sleep(1.3)
         assert storage.held().cold_bytes == 0
         assert storage.recompress_gain is None
-        assert storage.spool is not None
-        segments = storage.spool.segments()
+        spool = storage.spool
+        assert spool is not None
+        segments = spool.segments()
         assert len(segments) >= 3
         storage.cold_level = 9
-        await until(lambda: sum(one.tier == "cold" for one in storage.spool.segments()) == len(segments) - 1)
+        await until(lambda: sum(one.tier == "cold" for one in spool.segments()) == len(segments) - 1)
         held = storage.held()
         assert 0 < held.cold_bytes < (len(segments) - 1) * (4 << 20)
         assert held.warm_bytes == 4 << 20, "the space of what moved is given back, or spare"
@@ -188,9 +189,7 @@ async def test_the_cold_tier_may_be_on_another_disk(settings_of: MakeSettings, t
     assert len(list(stick.glob("*"))) >= 1
 
 
-async def test_a_cold_disk_that_fails_is_counted_and_nothing_is_lost(
-    settings_of: MakeSettings, tmp_path: Path
-) -> None:
+async def test_a_cold_disk_that_fails_is_counted_and_nothing_is_lost(settings_of: MakeSettings, tmp_path: Path) -> None:
     stick = tmp_path / "stick"
     storage = Storage(settings_of(sync_interval_ms=20, cold_dir=str(stick)), EPOCH, tmp_path / "data", None)
     end = fill(storage, 200)

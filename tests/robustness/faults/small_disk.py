@@ -18,6 +18,13 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill_up(path: Path) -> None:
+    """Write a file until its file system is full, as other programs do."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def free_bytes(folder: Path) -> int:
     """Return how much room a file system has."""
     found = os.statvfs(folder)

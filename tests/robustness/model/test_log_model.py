@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
@@ -110,6 +111,7 @@ class LogMachine(RuleBasedStateMachine):
         self.world.read_all()
 
 
+@pytest.mark.timeout(3600)
 def test_the_log_is_as_its_model() -> None:
     run_state_machine_as_test(
         LogMachine,

@@ -25,9 +25,10 @@ class World:
     """One folder over many starts of the agent.
 
     accepted: all batches by epoch and seq. needed: seqs by epoch, neither freed nor known as lost. durable: those of
-    them that the log said are synced. must: of an epoch not scanned yet, what has to be found. freed: by epoch, what the agent persists. files: seqs that each file ever had.
-    undecided: what was being appended when the process was killed. suspect: epochs of starts in which a sync failed: an
-    agent killed before it could write elsewhere leaves pages that look synced to the next start, and are not.
+    them that the log said are synced. must: of an epoch not scanned yet, what has to be found. freed: by epoch, what
+    the agent persists. files: seqs that each file ever had. undecided: what was being appended when the process was
+    killed. suspect: epochs of starts in which a sync failed: an agent killed before it could write elsewhere leaves
+    pages that look synced to the next start, and are not.
     """
 
     def __init__(self, seed: int, *, segments_max: int = 6, capacity: int = 1 << 30) -> None:

@@ -21,7 +21,7 @@ from cncmon_agent.closings import Closings
 from cncmon_agent.config.follower import ConfigFollower
 from cncmon_agent.control import Controller, ControlSettings
 from cncmon_agent.deliveries import Deliveries
-from cncmon_agent.delivery import Delivery
+from cncmon_agent.delivery import Delivery, is_held
 from cncmon_agent.durable_file import DurableFile
 from cncmon_agent.epochs import Epoch, Epochs
 from cncmon_agent.errors import FolderError, FolderInUseError
@@ -253,10 +253,8 @@ class Agent:
         if not self._disk:
             # What is only in memory is not promised: the epoch ends, if it does, where the stream has it.
             current.last_seq, current.last_samples = current.acked_seq, current.acked_samples
-        elif (batch := self.storage.buffer.get(self.storage.synced_seq)) is not None:
-            current.last_seq, current.last_samples = batch.identity.seq, batch.identity.base + batch.samples
-        elif current.freed_seq >= current.last_seq:
-            current.last_seq, current.last_samples = current.freed_seq, current.freed_samples
+        else:
+            note_synced(current, self.storage.buffer, self.storage.synced_seq)
 
     async def _save(self) -> None:
         content = self.epochs.changes()
@@ -312,24 +310,46 @@ class Agent:
         return list(dict.fromkeys(text for text in said if text is not None))
 
 
+def note_synced(epoch: Epoch, buffer: Buffer, synced_seq: int) -> None:
+    """Write down up to which seq the current epoch is synced, also where that batch is freed, or damaged since."""
+    if (batch := buffer.get(synced_seq)) is not None:
+        epoch.last_seq, epoch.last_samples = synced_seq, batch.identity.base + batch.samples
+    elif epoch.freed_seq >= max(synced_seq, epoch.last_seq):
+        epoch.last_seq, epoch.last_samples = epoch.freed_seq, epoch.freed_samples
+    else:
+        # How many samples it had is not known any more; that it was there must be.
+        epoch.last_seq = max(epoch.last_seq, synced_seq)
+
+
 def note_end(epoch: Epoch, buffer: Buffer) -> None:
     """Write down where an earlier epoch ended: at what is recovered, unless more was known to be synced or taken."""
     first, end = buffer.range()
     ends = [(epoch.last_seq, epoch.last_samples), (epoch.acked_seq, epoch.acked_samples)]
-    if first < end and (last := buffer.get(end - 1)) is not None:
-        ends.append((last.identity.seq, last.identity.base + last.samples))
+    # The last one may be damaged: a seq of the epoch all the same, and its samples are the gap's to tell.
+    last = next((batch for seq in range(end - 1, first - 1, -1) if (batch := buffer.get(seq)) is not None), None)
+    if last is not None:
+        ends.append((end - 1, last.identity.base + last.samples))
     epoch.last_seq, epoch.last_samples = max(ends)
 
 
 async def _sources(left: Iterable[Buffer]) -> list[Source]:
-    """Return from which samples without time batches on disk were made; reads all of them."""
+    """Return from which samples without time batches on disk were made; reads all of them.
+
+    One that can't be read just now is waited for: its samples would be moved, and stored, a second time.
+    """
     found = []
     for buffer in left:
-        for number, batch in enumerate(buffer):
-            if batch.source is not None:
+        seq, end = buffer.range()
+        while seq < end:
+            batch = buffer.get(seq)
+            if batch is None and is_held(buffer, seq):
+                await asyncio.sleep(UPKEEP_S)
+                continue
+            if batch is not None and batch.source is not None:
                 found.append(batch.source)
-            if number % 64 == 0:
+            if seq % 64 == 0:
                 await asyncio.sleep(0)
+            seq = max(seq + 1, buffer.range()[0])
     return found
 
 

@@ -104,7 +104,7 @@ class Delivery:
         Not now: there are no descriptors or no memory to read it with. It is no gap then, and must not be forgotten.
         """
         self._in_flight.discard(seq)
-        if self._held(seq) and not any(low <= seq <= high for low, high in self.buffer.holes()):
+        if is_held(self.buffer, seq):
             self._postponed.append(seq)
         self._advance()
 
@@ -187,7 +187,7 @@ class Delivery:
     def done(self) -> bool:
         """Whether nothing of this epoch is left to be delivered or declared."""
         first, end = self.buffer.range()
-        return first == end and max(self.watermark or 0, self.epoch.freed_seq) >= self.epoch.last_seq
+        return first == end and max(self.watermark or 0, self.epoch.freed_seq) >= max(self.epoch.last_seq, end - 1)
 
     def settle(self) -> None:
         """Bring the epoch's sample counts up to its seqs: done before they are saved, not for every batch."""
@@ -237,3 +237,9 @@ class Delivery:
         self.epoch.freed_samples = samples
         if up_to >= self.epoch.acked_seq and samples:
             self.epoch.acked_samples = samples
+
+
+def is_held(buffer: Buffer, seq: int) -> bool:
+    """Whether a batch is there, also where it can't be read just now."""
+    first, end = buffer.range()
+    return first <= seq < end and not any(low <= seq <= high for low, high in buffer.holes())

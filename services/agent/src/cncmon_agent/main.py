@@ -39,7 +39,7 @@ def main() -> None:
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="buffer", prog="cncmon-agent")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="command", prog="cncmon-agent")
     if len(sys.argv) > 1:
         # What runs for years has no need of it.
         from cncmon_agent.inspect import command

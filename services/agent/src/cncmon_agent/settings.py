@@ -35,14 +35,12 @@ class AgentSettings(Struct, frozen=True):
         Meta(
             ge=1 << 20,
             le=1 << 30,
-            description="Memory for batches, rounded down to a power of two: what is not synced yet; without a disk, all.",
+            description="Memory for batches, rounded down to a power of two: what is not synced; all, without a disk.",
         ),
     ] = 2 << 20
     spool: Annotated[
         Literal["required", "preferred", "off"],
-        Meta(
-            description="Disk for batches: `required` refuses to start without, `preferred` goes on in memory."
-        ),
+        Meta(description="Disk for batches: `required` refuses to start without, `preferred` goes on in memory."),
     ] = "required"
     spool_bytes_max: Annotated[
         int, Meta(ge=16 << 20, description="Disk for batches; then the oldest are dropped and declared as gaps.")

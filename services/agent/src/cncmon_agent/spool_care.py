@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Final
 
 from prometheus_client import Counter, Gauge
 
@@ -20,6 +21,9 @@ log = logs.get(__name__)
 
 SYNC_SECONDS = Gauge("cncmon_edge_sync_seconds", "How long the last sync took.")
 SYNC_ERRORS = Counter("cncmon_edge_sync_errors", "Syncs that failed; what they were for is written elsewhere.")
+
+LOOK_S: Final = 0.5
+"""How often it is looked whether a sync can't wait for its time."""
 
 
 class SpoolCare:
@@ -67,7 +71,7 @@ class SpoolCare:
 
     async def _sync_loop(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
+            await self._until_due()
             self.turned_s = time.monotonic()
             work = self.spool.sync_work()
             if work is not None:
@@ -75,6 +79,18 @@ class SpoolCare:
                 await self._in_thread(partial(self._run, work))
                 self._under_way = None
                 self._done(work)
+
+    async def _until_due(self) -> None:
+        """Wait for the interval's end, or less where the memory for what is not synced is half full.
+
+        When it is full nothing is accepted; a long interval is meant to write less, not to lose samples.
+        """
+        due_s = time.monotonic() + self._interval_s
+        bytes_max = self.spool.settings.unsynced_bytes_max // 2
+        while (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, LOOK_S))
+            if any(log.appender.unsynced_bytes > bytes_max for log in self.spool.current.values()):
+                return
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, call)

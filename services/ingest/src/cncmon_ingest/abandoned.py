@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 
 from cncmon_core import logs
-from cncmon_core.events import Gap
+from cncmon_core.events import SEQ_MAX, Gap
 from cncmon_core.names import Origin
 from cncmon_ingest import gaps
 
@@ -90,7 +90,9 @@ async def abandon(connection: asyncpg.Connection, epoch: int) -> Origin | None:
         if top == 0:
             return None
         origin = Origin(known["site"], known["edge"])
-        gap = Gap(epoch, 1, top, REASON, samples, 0)
+        # A seq in the ledger may be larger than any that can be told of; a count may be beyond reason.
+        known_samples = samples if samples is not None and samples <= SEQ_MAX and top <= SEQ_MAX else None
+        gap = Gap(epoch, 1, min(top, SEQ_MAX), REASON, known_samples, 0)
         batches = await gaps.declare(connection, gap, origin, "abandoned")
     if not batches:
         return None

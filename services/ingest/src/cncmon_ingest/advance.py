@@ -65,7 +65,8 @@ WHERE watermarks.epoch = reached.epoch
 RETURNING watermarks.epoch, watermarks.site, watermarks.edge
 """
 
-# A gap's counts are filled in from those of its neighbours, once these are known.
+# A gap's counts are filled in from those of its neighbours, once these are known. An edge may claim anything: a count
+# that nothing could be added to is as good as unknown.
 _OVER_GAPS = """
 WITH passed AS (
     UPDATE gaps SET state = 'passed', base = coalesce(w.base, gaps.base), samples = coalesce(gaps.samples, (
@@ -74,7 +75,8 @@ WITH passed AS (
     ))
     FROM watermarks w
     WHERE gaps.epoch = w.epoch AND gaps.state = 'declared' AND gaps.seq_from = w.seq + 1 AND w.epoch = ANY($1)
-    RETURNING gaps.epoch, gaps.seq_to, gaps.base + gaps.samples AS base
+    RETURNING gaps.epoch, gaps.seq_to,
+        CASE WHEN gaps.base::numeric + gaps.samples <= 1::bigint << 62 THEN gaps.base + gaps.samples END AS base
 )
 UPDATE watermarks SET seq = passed.seq_to, base = passed.base, advanced = now()
 FROM passed WHERE watermarks.epoch = passed.epoch

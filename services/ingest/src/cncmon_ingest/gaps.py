@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import asyncpg
 
+from cncmon_core.events import SEQ_MAX
 from cncmon_core.events import Gap as Declared
 from cncmon_core.names import Origin
 from cncmon_ingest import metrics, ranges
@@ -146,7 +147,8 @@ def _points(
     points = {at: samples for at, samples in known if samples is not None}
     if gap.samples is not None and gap.seq_from in points:
         points.setdefault(gap.seq_to + 1, points[gap.seq_from] + gap.samples)
-    return points
+    # An edge may claim anything; what the database could not add up is as good as unknown.
+    return {at: samples for at, samples in points.items() if samples <= SEQ_MAX}
 
 
 def _remainder(gap: Declared, holes: Sequence[asyncpg.Record], known: Iterable[Gap]) -> int | None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from cncmon_core.events import SEQ_MAX
+
 State = Literal["declared", "passed", "abandoned"]
 
 
@@ -103,7 +105,8 @@ def joined(gaps: Iterable[Gap]) -> list[Gap]:
         last = result[-1] if result else None
         if last and last.high + 1 == gap.low and (last.reason, last.state) == (gap.reason, gap.state):
             both = None if last.samples is None or gap.samples is None else last.samples + gap.samples
-            result[-1] = last._replace(high=gap.high, samples=both, declared=max(last.declared, gap.declared))
+            samples = None if both is None or both > SEQ_MAX else both
+            result[-1] = last._replace(high=gap.high, samples=samples, declared=max(last.declared, gap.declared))
         else:
             result.append(gap)
     return result

@@ -7,10 +7,14 @@ Every method raises OSError as the operating system does.
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-ZEROS = bytes(256 * 1024)
+ZEROS = bytes(4096)
+"""Written a page at a time: the page cache keeps what is written at once together, in units of up to some hundred KiB,
+and counts all of one as written by the process when a page in it is written again.
+"""
 
 
 class Entry(NamedTuple):
@@ -104,7 +108,12 @@ class Disk:
     def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
         """Open a file, or make one."""
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
-        return os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o644)
+        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o644)
+        if write and not create:
+            # A file that is used anew is only written, in whole pages: what is cached of it is memory for nothing.
+            with suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return fd
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

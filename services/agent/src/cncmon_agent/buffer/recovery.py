@@ -1,8 +1,9 @@
 """What an earlier start left on the disk: scanned file by file in another thread, then put together epoch by epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -11,8 +12,11 @@ from cncmon_agent.buffer.names import SegmentName
 from cncmon_agent.buffer.quarantine import Quarantine
 from cncmon_agent.buffer.reading import PASSING
 from cncmon_agent.buffer.scan import Found, scan
-from cncmon_agent.buffer.segment import Segment, Tier, of_scan
+from cncmon_agent.buffer.segment import Segment, SegmentInfo, Tier, of_scan
 from cncmon_agent.buffer.store import Store
+
+ATTEMPTS: Final = 10
+"""How often a file is tried that can't be opened for a reason that may pass, such as too many open files."""
 
 
 class Leftover(msgspec.Struct, eq=False):
@@ -51,6 +55,76 @@ class Leftover(msgspec.Struct, eq=False):
             self.found = scan(disk, fd, self.name, self.file_bytes)
         finally:
             disk.close(fd)
+
+
+class Recovery:
+    """The files that earlier starts left, by epoch, until all of an epoch are scanned.
+
+    adopt: called with an epoch and its files when they are; it makes them a log.
+    """
+
+    def __init__(self, store: Store, adopt: Callable[[int, list[Leftover]], None]) -> None:
+        self.leftovers: dict[int, list[Leftover]] = {}
+        self.disk = store.disk
+        self._store = store
+        self._adopt = adopt
+
+    def add(self, leftovers: Iterable[Leftover]) -> None:
+        """Take over what was found in the folders, oldest first."""
+        for leftover in leftovers:
+            self.leftovers.setdefault(leftover.name.epoch, []).append(leftover)
+
+    def steps(self) -> "Iterator[Piece]":
+        """Yield one piece of work for each file, oldest first; again what could not be opened just then."""
+        everything = [leftover for group in self.leftovers.values() for leftover in group]
+        for attempt in range(ATTEMPTS, 0, -1):
+            for leftover in everything:
+                if not leftover.done:
+                    yield Piece(self, leftover, last=attempt == 1)
+
+    def install(self, leftover: Leftover) -> None:
+        """A file is done with; with the last of its epoch the epoch is."""
+        leftover.done = True
+        epoch = leftover.name.epoch
+        group = self.leftovers.get(epoch)
+        if group is not None and all(left.done for left in group):
+            self._adopt(epoch, group)
+            del self.leftovers[epoch]
+
+    def drop_one(self, tier: Tier | None) -> SegmentInfo | None:
+        """Drop the oldest file that is not installed yet; what was in it is known from the next one's name only."""
+        waiting = [left for group in self.leftovers.values() for left in group if not left.dropped]
+        left = next((left for left in waiting if tier is None or left.tier == tier), None)
+        if left is None:
+            return None
+        left.dropped = True
+        behind = next((other.name for other in waiting[waiting.index(left) + 1 :]), None)
+        last = behind.first - 1 if behind is not None and behind.epoch == left.name.epoch else left.name.first
+        segment = Segment(left.name, left.folder, left.tier, left.file_bytes, left.name.first, last)
+        segment.batches = last - segment.first + 1
+        self._store.counters.dropped_segments += 1
+        self._store.counters.dropped_batches += segment.batches
+        self._store.release(segment)
+        return segment.info(0)
+
+
+class Piece:
+    """One file's recovery: `run` in any thread, then `install` in the spool's."""
+
+    def __init__(self, recovery: Recovery, leftover: Leftover, *, last: bool) -> None:
+        self._recovery = recovery
+        self._leftover = leftover
+        self._last = last
+
+    def run(self) -> None:
+        """Scan the file; waits for the disk."""
+        if not self._leftover.dropped:
+            self._leftover.scan(self._recovery.disk)
+
+    def install(self) -> None:
+        """Take over what was found. A file that could not be opened just then is tried again."""
+        if self._leftover.dropped or self._last or not self._leftover.retry:
+            self._recovery.install(self._leftover)
 
 
 def assemble(store: Store, quarantine: Quarantine, leftovers: Iterable[Leftover]) -> list[Segment]:

@@ -17,47 +17,21 @@ from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.names import SegmentName
 from cncmon_agent.buffer.quarantine import Quarantine
 from cncmon_agent.buffer.record import Nonce
-from cncmon_agent.buffer.recovery import Leftover, assemble
+from cncmon_agent.buffer.recovery import Leftover, Piece, Recovery, assemble
 from cncmon_agent.buffer.segment import Segment, SegmentInfo, Tier
-from cncmon_agent.buffer.store import SpoolSettings, Store, is_spare
+from cncmon_agent.buffer.spool_settings import SpoolSettings
+from cncmon_agent.buffer.spool_stats import SpoolStats
+from cncmon_agent.buffer.store import Store, is_spare
 from cncmon_agent.buffer.sync import Part, SyncWork
+
+__all__ = ["Order", "Piece", "Spool", "SpoolError", "SpoolLockedError", "SpoolSettings", "SpoolStats", "oldest"]
 
 COLD_FOLDER = "cold"
 FILL_FOR_SPARE = 0.75
 """A file for the next segment is made ready when the current one is this full."""
 
-RECOVERY_ATTEMPTS = 10
-"""How often a file is tried that can't be opened for a reason that may pass, such as too many open files."""
-
 Order = Callable[[Sequence[SegmentInfo]], SegmentInfo]
 """Chooses, from segments in order of age, the one to drop."""
-
-
-class SpoolStats(msgspec.Struct, frozen=True):
-    """How full the log is, and what has happened since the start.
-
-    warm_bytes: files in the folder, spares included. capacity_bytes: the most that both tiers may take. free_bytes: of
-    the folder's file system; -1 when it does not say. dropped_samples: without those of files never scanned.
-    """
-
-    warm_bytes: int
-    cold_bytes: int
-    capacity_bytes: int
-    free_bytes: int
-    segments: int
-    spares: int
-    dropped_segments: int
-    dropped_batches: int
-    dropped_samples: int
-    quarantined_records: int
-    abandoned_files: int
-    refused_batches: int
-    write_errors: int
-    sync_errors: int
-    read_errors: int
-    cold_errors: int
-    duplicates: int
-    newer_files: int
 
 
 def oldest(segments: Sequence[SegmentInfo]) -> SegmentInfo:
@@ -87,7 +61,7 @@ class Spool:
         self._store = Store(self._disk, folder, settings)
         self._store.shed = self._make_room
         self._cold_folder = Path(settings.cold_dir) if settings.cold_dir else folder / COLD_FOLDER
-        self._leftovers: dict[int, list[Leftover]] = {}
+        self._recovery = Recovery(self._store, self._adopt)
         self._syncing: SyncWork | None = None
         self._moving: ColdWork | None = None
         if settings.segment_bytes % PAGE or settings.spool_bytes_max < 3 * settings.segment_bytes:
@@ -100,7 +74,7 @@ class Spool:
     @property
     def recovered(self) -> bool:
         """Whether all that earlier starts left is scanned."""
-        return not self._leftovers
+        return not self._recovery.leftovers
 
     def begin(self, epoch: int) -> SegmentLog:
         """Return the writable log of a fresh epoch. Its first file is made at the first append."""
@@ -108,13 +82,9 @@ class Spool:
         self.current[epoch] = log
         return log
 
-    def recover_steps(self) -> Iterator["Piece"]:
+    def recover_steps(self) -> Iterator[Piece]:
         """Yield one piece of work for each file that earlier starts left, oldest first."""
-        everything = [(epoch, leftover) for epoch, group in self._leftovers.items() for leftover in group]
-        for attempt in range(RECOVERY_ATTEMPTS, 0, -1):
-            for epoch, leftover in everything:
-                if not leftover.done:
-                    yield Piece(self, epoch, leftover, last=attempt == 1)
+        return self._recovery.steps()
 
     def sync_work(self) -> SyncWork | None:
         """Return what has to be made durable; None when there is nothing, or the last work is still under way."""
@@ -239,7 +209,7 @@ class Spool:
             cold_bytes=store.cold_bytes,
             capacity_bytes=settings.spool_bytes_max + (settings.cold_bytes_max if settings.cold_dir else 0),
             free_bytes=free,
-            segments=sum(len(log.segments) for log in self._logs()) + sum(map(len, self._leftovers.values())),
+            segments=sum(len(log.segments) for log in self._logs()) + sum(map(len, self._recovery.leftovers.values())),
             spares=len(store.spares),
             **msgspec.structs.asdict(store.counters),
         )
@@ -272,10 +242,21 @@ class Spool:
             raise SpoolError(f"the folder {folder} can't be used for the log: {error.strerror}") from error
         found += self._list_cold()
         found.sort(key=lambda leftover: leftover.name)
-        for leftover in found:
-            self._leftovers.setdefault(leftover.name.epoch, []).append(leftover)
+        self._recovery.add(found)
         self._generation = max((leftover.name.generation for leftover in found), default=0) + 1
         return lock
+
+    def _adopt(self, epoch: int, leftovers: list[Leftover]) -> None:
+        """All files of an earlier epoch are scanned: its log is there from now on."""
+        segments = assemble(self._store, self._quarantine, leftovers)
+        if not segments:
+            return
+        log = SegmentLog(self._store, self._quarantine, epoch, leftovers[0].name.generation)
+        log.install(segments)
+        self.earlier[epoch] = log
+        ordered = sorted(self.earlier.items(), key=lambda item: item[1].generation)
+        self.earlier.clear()
+        self.earlier.update(ordered)
 
     def _list(self, folder: Path, tier: Tier) -> list[Leftover]:
         entries = self._disk.list_files(folder)
@@ -329,7 +310,7 @@ class Spool:
 
     def _drop_one(self, order: Order, tier: Tier | None) -> SegmentInfo | None:
         earlier = self._droppable(list(self.earlier.values()), tier)
-        if not earlier and (leftover := self._drop_leftover(tier)) is not None:
+        if not earlier and (leftover := self._recovery.drop_one(tier)) is not None:
             return leftover
         found = earlier + self._droppable(list(self.current.values()), tier)
         if not found:
@@ -347,22 +328,6 @@ class Spool:
             for segment, idle in log.infos()
             if idle and (tier is None or segment.tier == tier)
         ]
-
-    def _drop_leftover(self, tier: Tier | None) -> SegmentInfo | None:
-        """Drop the oldest file that is not installed yet; what was in it is known from the next one's name only."""
-        waiting = [left for group in self._leftovers.values() for left in group if not left.dropped]
-        left = next((left for left in waiting if tier is None or left.tier == tier), None)
-        if left is None:
-            return None
-        left.dropped = True
-        behind = next((other.name for other in waiting[waiting.index(left) + 1 :]), None)
-        last = behind.first - 1 if behind is not None and behind.epoch == left.name.epoch else left.name.first
-        segment = Segment(left.name, left.folder, left.tier, left.file_bytes, left.name.first, last)
-        segment.batches = last - segment.first + 1
-        self._store.counters.dropped_segments += 1
-        self._store.counters.dropped_batches += segment.batches
-        self._store.release(segment)
-        return segment.info(0)
 
     def _cold_has_room(self, more_bytes: int) -> bool:
         store = self._store
@@ -392,42 +357,3 @@ class Spool:
 
     def _logs(self) -> list[SegmentLog]:
         return [*self.earlier.values(), *self.current.values()]
-
-    def scan_leftover(self, leftover: Leftover) -> None:
-        """Scan a file, in any thread."""
-        leftover.scan(self._disk)
-
-    def install_leftover(self, epoch: int, leftover: Leftover, *, last: bool) -> None:
-        """Take over a scanned file; with the last of its epoch the epoch's log is there. last: it is not tried again."""
-        leftover.done = leftover.dropped or last or not leftover.retry
-        group = self._leftovers.get(epoch)
-        if group is None or not all(left.done for left in group):
-            return
-        segments = assemble(self._store, self._quarantine, group)
-        del self._leftovers[epoch]
-        if segments:
-            log = SegmentLog(self._store, self._quarantine, epoch, group[0].name.generation)
-            log.install(segments)
-            self.earlier[epoch] = log
-            ordered = sorted(self.earlier.items(), key=lambda item: item[1].generation)
-            self.earlier.clear()
-            self.earlier.update(ordered)
-
-
-class Piece:
-    """One file's recovery: `run` in any thread, then `install` in the spool's."""
-
-    def __init__(self, spool: Spool, epoch: int, leftover: Leftover, *, last: bool) -> None:
-        self._spool = spool
-        self._epoch = epoch
-        self._leftover = leftover
-        self._last = last
-
-    def run(self) -> None:
-        """Scan the file; waits for the disk."""
-        if not self._leftover.dropped:
-            self._spool.scan_leftover(self._leftover)
-
-    def install(self) -> None:
-        """Take over what was found."""
-        self._spool.install_leftover(self._epoch, self._leftover, last=self._last)

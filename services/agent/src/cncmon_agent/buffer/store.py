@@ -8,57 +8,19 @@ over new content would show parts of what was freed as damaged.
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.names import SPARE_SUFFIX, SegmentName, spare_name
 from cncmon_agent.buffer.segment import Segment
+from cncmon_agent.buffer.spool_settings import SpoolSettings
+from cncmon_agent.buffer.spool_stats import Counters
+
+__all__ = ["SPARES_MAX", "Spare", "SpoolSettings", "Store", "is_spare"]
 
 SPARES_MAX: Final = 2
-
-
-class SpoolSettings(msgspec.Struct, frozen=True):
-    """The bounds of the log on disk."""
-
-    segment_bytes: Annotated[
-        int, Meta(ge=16 << 10, le=64 << 20, description="Bytes of a segment file, whole 4 KiB pages.")
-    ] = 4 << 20
-    spool_bytes_max: Annotated[int, Meta(description="Bytes of segment files in the folder, spares included.")] = (
-        2 << 30
-    )
-    cold_dir: Annotated[str, Meta(description="Folder of the cold tier, such as a USB disk; empty: in the folder.")] = (
-        ""
-    )
-    cold_bytes_max: Annotated[
-        int, Meta(ge=0, description="Bytes in `cold_dir`; without one, cold files count in `spool_bytes_max`.")
-    ] = 8 << 30
-    reserve_bytes: Annotated[
-        int, Meta(ge=0, description="Bytes of the file system that are left to others when a file is made.")
-    ] = 32 << 20
-    quarantine_bytes_max: Annotated[int, Meta(ge=0, description="Bytes of damaged records kept for people.")] = 16 << 20
-    unsynced_bytes_max: Annotated[
-        int, Meta(ge=1 << 16, description="Memory for what is not synced yet; then batches are refused.")
-    ] = 8 << 20
-
-
-class Counters(msgspec.Struct):
-    """What has happened since the start."""
-
-    dropped_segments: int = 0
-    dropped_batches: int = 0
-    dropped_samples: int = 0
-    quarantined_records: int = 0
-    abandoned_files: int = 0
-    refused_batches: int = 0
-    write_errors: int = 0
-    sync_errors: int = 0
-    read_errors: int = 0
-    cold_errors: int = 0
-    duplicates: int = 0
-    newer_files: int = 0
 
 
 class Spare(msgspec.Struct):

@@ -12,8 +12,8 @@ from cncmon_agent.buffer.store import Spare, Store
 class Part(msgspec.Struct):
     """What of one log is synced.
 
-    ended: those of the segments that were not written any more when the sync began. last: the last seq appended by then.
-    failed: some of it is not safe.
+    ended: those of the segments that were not written any more when the sync began. last: the last seq appended by
+    then. failed: some of it is not safe.
     """
 
     log: SegmentLog

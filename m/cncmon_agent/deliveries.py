@@ -1,0 +1,169 @@
+"""All epochs of this edge on their way to the database, and what is known of the stream that carries them."""
+
+import time
+from collections.abc import Iterator
+
+from cncmon_agent.buffer import Buffer
+from cncmon_agent.delivery import Delivery
+from cncmon_agent.epochs import Epoch
+from cncmon_core.watermark import Watermark
+
+
+class Deliveries:
+    """The current epoch and the earlier ones, oldest first; evidence against the stream concerns them all (rule A5)."""
+
+    def __init__(self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float, stream_created: str = "") -> None:
+        """stream_created: when the stream was made that the epochs' acknowledgements came from; empty: unknown."""
+        self.current = Delivery(buffer, epoch, duplicate_window_s)
+        self.earlier: dict[int, Delivery] = {}
+        self.stream_created = stream_created
+        self._window_s = duplicate_window_s
+        self._acked_in = stream_created
+        self._asked = False
+        self._past: set[str] = set()
+        self._told: Watermark | None = None
+        self.unsure = False
+        """Whether the cloud side speaks of another stream than the server did: then the server is to be asked again."""
+        self.floor = 0
+        """Up to which stream sequence everything is in the database, as far as the cloud side has said."""
+        self._highest_taken = epoch.acked_stream_seq
+
+    def __iter__(self) -> Iterator[Delivery]:
+        yield from self.earlier.values()
+        yield self.current
+
+    def add_earlier(self, buffer: Buffer, epoch: Epoch) -> Delivery:
+        """Drain an earlier epoch's batches too; those of them that came first go first."""
+        delivery = Delivery(buffer, epoch, self._window_s, time.monotonic())
+        if self._acked_in in ("", self.stream_created):
+            self._highest_taken = max(self._highest_taken, epoch.acked_stream_seq)
+        else:
+            # The stream that took them was gone before they were read from the disk.
+            delivery.lost_from(0)
+        delivery.go_live()
+        if self._told is not None and epoch.epoch in self._told.epochs:
+            delivery.told(self._told.epochs[epoch.epoch])
+        self.earlier[epoch.epoch] = delivery
+        return delivery
+
+    def forget(self, epoch: int) -> None:
+        """An earlier epoch is delivered."""
+        del self.earlier[epoch]
+
+    @property
+    def resent(self) -> int:
+        """Batches that were published again because the stream had lost them."""
+        return sum(delivery.resent for delivery in self)
+
+    def unacknowledged(self) -> int:
+        """How many batches the stream has not acknowledged."""
+        return sum(delivery.unacknowledged() for delivery in self)
+
+    def backlog(self) -> int:
+        """How many batches wait in the backlog lane."""
+        return sum(delivery.backlog() for delivery in self)
+
+    def known(self, epoch: int) -> bool:
+        """Whether the cloud side has spoken of an epoch: without that, nothing can be said of its gaps."""
+        return self._told is not None and epoch in self._told.epochs
+
+    @property
+    def heard(self) -> bool:
+        """Whether the cloud side has told a watermark at all since the start."""
+        return self._told is not None
+
+    def connected(self) -> None:
+        """A connection begins."""
+        self.current.go_live()
+
+    def connection_lost(self) -> None:
+        """Nothing more will be heard of what is in flight."""
+        for delivery in self:
+            delivery.connection_lost()
+
+    def resume(self) -> None:
+        """Try what was postponed again."""
+        for delivery in self:
+            delivery.resume()
+
+    def next_backlog(self) -> tuple[Delivery, int] | None:
+        """Return what to publish next of the backlog of all epochs, oldest epoch first; None when there is none."""
+        for delivery in self:
+            if (seq := delivery.next_backlog()) is not None:
+                return delivery, seq
+        return None
+
+    def taken(self, delivery: Delivery, seq: int, stream_seq: int, now_s: float, *, duplicate: bool) -> None:
+        """The stream acknowledged a batch.
+
+        A fresh message at or under a sequence that was given out before means that the stream went back: what it gave
+        out from there on is lost.
+        """
+        if not duplicate and stream_seq <= self._highest_taken:
+            self._went_back(stream_seq)
+        self._highest_taken = max(self._highest_taken, stream_seq)
+        delivery.taken(seq, stream_seq, now_s)
+
+    def stream_seen(self, created: str, last_seq: int | None = None) -> None:
+        """The server said of the stream when it was made and which sequence it gave out last.
+
+        What it says counts for more than a document, which may be older, or speak of a backup's stream that is back.
+        last_seq: only where nothing is in flight, or it may be behind what is acknowledged by the time it is heard.
+        """
+        self._asked = True
+        self.unsure = False
+        self._past.discard(created)
+        self._made(created)
+        if self._told is not None and self._told.stream_created == created:
+            self.floor = self._told.committed_floor
+        if last_seq is not None and last_seq < self._highest_taken:
+            self._went_back(last_seq + 1)
+            self._highest_taken = last_seq
+
+    def told(self, document: Watermark) -> None:
+        """The cloud side said how far it is. A lower seq of the same generation is old news and ignored."""
+        before = self._told
+        if before is not None:
+            if document.generation < before.generation:
+                return
+            if document.generation == before.generation and self._is_old_news(document):
+                return
+        self._told = document
+        for delivery in list(self):
+            if (seq := document.epochs.get(delivery.epoch.epoch)) is not None:
+                delivery.told(seq)
+        if self._asked and document.stream_created != self.stream_created:
+            # Written before the server was asked, or the stream was made anew since: that it can tell, and we can't. A
+            # floor of another stream would be taken for evidence that everything in this one was passed.
+            self.unsure = True
+        elif document.stream_created not in self._past:
+            self._made(document.stream_created)
+            self.floor = document.committed_floor
+
+    def _is_old_news(self, document: Watermark) -> bool:
+        """Whether it was overtaken: a database of one generation does not go back. Not all epochs are always listed."""
+        known = {delivery.epoch.epoch: delivery.watermark or 0 for delivery in self}
+        return any(seq < known.get(epoch, 0) for epoch, seq in document.epochs.items())
+
+    def look_for_lost(self, now_s: float) -> None:
+        """Send again what the consumers have passed without storing it."""
+        for delivery in self:
+            delivery.look_for_lost(self.floor, now_s)
+
+    def _made(self, created: str) -> None:
+        """Notice another stream of the same name: what the one before had taken is gone."""
+        if created == self.stream_created or created in self._past:
+            return
+        if self.stream_created:
+            # Documents written before it was made still speak of the old one: that is no news.
+            self._past.add(self.stream_created)
+            self.floor = self._highest_taken = 0
+            for delivery in self:
+                delivery.lost_from(0)
+        self.stream_created = created
+
+    def _went_back(self, stream_seq: int) -> None:
+        for delivery in self:
+            delivery.lost_from(stream_seq)
+        self._highest_taken = stream_seq
+        self.floor = min(self.floor, stream_seq - 1)

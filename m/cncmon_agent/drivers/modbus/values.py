@@ -1,0 +1,116 @@
+"""What registers mean: one decoder a signal, made once when the machine is configured.
+
+This is what decides, and what says of a signal why it has no value; `gather` does the same for all at once.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from cncmon_core.machine import Signal
+
+Registers = Sequence[int]
+Decode = Callable[[Registers, int], Any]
+"""Takes a block's registers and the index of the signal's first; returns the value or raises ValueError."""
+
+FORMATS: Final = {"int32": "i", "uint32": "I", "int64": "q", "uint64": "Q", "float32": "f", "float64": "d"}
+"""Types of more than one register, as `struct` has them."""
+
+
+def decoder(signal: Signal) -> Decode:
+    """Return the decoder of a signal: raw value, bit, scale and offset, enumeration.
+
+    The decoder raises ValueError for NaN, infinity, and a number that the enumeration does not have.
+    """
+    raw = _raw(signal)
+    if signal.enumeration is not None:
+        return _enumerated(raw, {int(number): word for number, word in signal.enumeration.items()})
+    if signal.type in ("bool", "string") or signal.bit is not None or signal.table in ("coil", "discrete"):
+        return raw
+    return _scaled(raw, signal)
+
+
+def _raw(signal: Signal) -> Decode:
+    if signal.table in ("coil", "discrete"):
+        return lambda registers, at: bool(registers[at])
+    if signal.bit is not None:
+        mask = 1 << signal.bit
+        return lambda registers, at: bool(registers[at] & mask)
+    if signal.type == "uint16":
+        return lambda registers, at: registers[at]
+    if signal.type == "int16":
+        return lambda registers, at: registers[at] - ((registers[at] & 0x8000) << 1)
+    if signal.type == "bool":
+        return lambda registers, at: registers[at] != 0
+    if signal.type == "string":
+        return _text(signal.length)
+    return _wide(f">{FORMATS[signal.type]}", signal.registers(), signal.word_order)
+
+
+def _wide(number: str, width: int, word_order: str) -> Decode:
+    pack = struct.Struct(f">{width}H").pack
+    unpack = struct.Struct(number).unpack
+    step = 1 if word_order == "big" else -1
+
+    def decode(registers: Registers, at: int) -> Any:
+        (value,) = unpack(pack(*registers[at : at + width][::step]))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"the controller sent {value}")
+        return value
+
+    return decode
+
+
+def _text(length: int) -> Decode:
+    pack = struct.Struct(f">{length}H").pack
+
+    def decode(registers: Registers, at: int) -> str:
+        return text_of(pack(*registers[at : at + length]))
+
+    return decode
+
+
+def text_of(data: bytes) -> str:
+    """Return the text of a string's registers."""
+    return data.split(b"\0", 1)[0].decode("latin-1").strip()
+
+
+def _enumerated(raw: Decode, words: dict[int, str]) -> Decode:
+    def decode(registers: Registers, at: int) -> str:
+        number = int(raw(registers, at))
+        try:
+            return words[number]
+        except KeyError:
+            raise ValueError(f"the controller sent {number}, which the enumeration does not have") from None
+
+    return decode
+
+
+def _scaled(raw: Decode, signal: Signal) -> Decode:
+    scale, offset = signal.scale, signal.offset
+    if scale == 1 and offset == 0:
+        return raw
+    divisor = divisor_of(scale)
+    if divisor:
+        return _finite(lambda registers, at: raw(registers, at) / divisor + offset)
+    return _finite(lambda registers, at: raw(registers, at) * scale + offset)
+
+
+def divisor_of(scale: float) -> int:
+    """Return the whole number that a scale such as 0.001 is one part of, else 0.
+
+    253 × 0.1 is 25.3 and a bit; 253 / 10 is the float nearest to 25.3. Scales are mostly such fractions.
+    """
+    divisor = round(1 / scale) if 1e-15 < abs(scale) < 1 else 0
+    return divisor if divisor and 1 / divisor == scale else 0
+
+
+def _finite(scaled: Decode) -> Decode:
+    def decode(registers: Registers, at: int) -> float:
+        value: float = scaled(registers, at)
+        if not math.isfinite(value):
+            raise ValueError(f"scale and offset make it {value}")
+        return value
+
+    return decode

@@ -1,0 +1,124 @@
+"""The epochs file: which epochs this agent has begun, how far each is delivered, and which must still be closed.
+
+An epoch is drawn and synced at every start before anything is published under it: after a power cut the stream may hold
+batches that this disk has forgotten, and a number used again would clash with them (rule A1 of docs/delivery.md).
+"""
+
+import errno
+import secrets
+import threading
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from cncmon_agent.durable_file import DurableFile
+from cncmon_core.identity import EPOCH_MAX
+
+FILE = "epochs.json"
+
+DAMAGE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""What a disk says that can't read a file, or finds its checksum wrong."""
+
+OPEN_MAX = 256
+"""Earlier epochs whose closing is repeated. A loop of crashes without a cloud side must not fill the disk with them:
+the oldest are given up, and the cloud side finds them abandoned.
+"""
+
+
+class Epoch(msgspec.Struct, omit_defaults=True):
+    """One start of the agent; each `samples` counts those of the epoch up to the seq of the same name.
+
+    last: what is accepted and synced. acked: what the stream has taken without a hole, all of it at or under
+    `acked_stream_seq` in the stream. freed: what the database has.
+    """
+
+    epoch: Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
+    last_seq: Annotated[int, Meta(ge=0)] = 0
+    last_samples: Annotated[int, Meta(ge=0)] = 0
+    acked_seq: Annotated[int, Meta(ge=0)] = 0
+    acked_samples: Annotated[int, Meta(ge=0)] = 0
+    acked_stream_seq: Annotated[int, Meta(ge=0)] = 0
+    freed_seq: Annotated[int, Meta(ge=0)] = 0
+    freed_samples: Annotated[int, Meta(ge=0)] = 0
+    closed: bool = False
+
+
+class EpochsFile(msgspec.Struct):
+    """The file's content.
+
+    open: earlier epochs that are not delivered to their end, or whose closing the database has not confirmed yet.
+    stream_created: when the stream was made whose acknowledgements these are. site, edge: for people and exports.
+    """
+
+    current: Epoch
+    open: list[Epoch] = []
+    stream_created: str = ""
+    site: str = ""
+    edge: str = ""
+
+
+class Epochs:
+    """The current epoch and the earlier ones, kept on disk."""
+
+    def __init__(self, folder: Path | None, site: str = "", edge: str = "") -> None:
+        """Draw a new epoch and sync it to disk; without a folder it is kept in memory, and nobody closes it.
+
+        Raises:
+            OSError: the folder can't be written; nothing may be published then.
+        """
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = DurableFile(folder / FILE) if folder is not None else None
+        earlier = self._read()
+        self.current = Epoch(secrets.randbelow(EPOCH_MAX) + 1)
+        self.open = [*earlier.open, earlier.current][-OPEN_MAX:] if earlier else []
+        self.stream_created = earlier.stream_created if earlier else ""
+        self.unreadable = earlier is None and self._file is not None and self._file.path.exists()
+        self._where = site, edge
+        self._saved = b""
+        self._writing = threading.Lock()
+        self.save()
+
+    def forget(self, epoch: int) -> None:
+        """Forget an earlier epoch that is delivered, and whose closing is in the database."""
+        self.open = [known for known in self.open if known.epoch != epoch]
+
+    def changes(self) -> bytes | None:
+        """Return what is to be written, or None where nothing changed since it was."""
+        content = msgspec.json.encode(EpochsFile(self.current, self.open, self.stream_created, *self._where))
+        return None if content == self._saved else content
+
+    def write(self, content: bytes) -> None:
+        """Replace the file; from any thread. One that a stop left behind may still be at it when the last one comes.
+
+        Raises:
+            OSError
+        """
+        with self._writing:
+            if self._file is not None:
+                self._file.write(content)
+            self._saved = content
+
+    def save(self) -> None:
+        """Write the file where it changed. Blocks for the disk.
+
+        Raises:
+            OSError
+        """
+        if (content := self.changes()) is not None:
+            self.write(content)
+
+    def _read(self) -> EpochsFile | None:
+        try:
+            content = self._file.read() if self._file is not None else None
+            return None if content is None else msgspec.json.decode(content, type=EpochsFile)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # A damaged file costs the closings of earlier epochs, which the cloud side then finds abandoned.
+            return None
+        except OSError as error:
+            # A bad sector must not keep the edge from ever reading a machine again. Anything else may pass.
+            if error.errno not in DAMAGE:
+                raise
+            return None

@@ -1,0 +1,97 @@
+"""From signal values to a sample: which name fills which field, and as what."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from cncmon_core.machine import SAMPLE_SIGNALS
+from cncmon_core.sample import FIELDS, INT64_MAX, TEXT_CHARS_MAX, Sample
+
+_WHOLE = {"active_program_line", "part_count", "tool_number"}
+_WORDS = {"machine_state", "mode", "program"}
+
+
+def to_sample(machine_id: str, timestamp: datetime, values: dict[str, Any], errors: dict[str, str]) -> Sample:
+    """Return the sample of one poll. What does not fit its field is left out and added to `errors`."""
+    fields: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in SAMPLE_SIGNALS:
+            extras[name] = value
+            continue
+        try:
+            fields[name] = _CONVERT[name](value)
+        except (ValueError, TypeError, OverflowError) as error:
+            errors[name] = str(error)
+    return Sample(
+        machine_id=machine_id,
+        timestamp=timestamp,
+        temperature=fields.pop("temperature", None),
+        spindle_speed=fields.pop("spindle_speed", None),
+        extras=extras or None,
+        **fields,
+    )
+
+
+def offline_sample(machine_id: str, timestamp: datetime) -> Sample:
+    """Return what is known of a machine that can't be read: that it can't, and when."""
+    return Sample(
+        machine_id=machine_id, timestamp=timestamp, temperature=None, spindle_speed=None, machine_state="offline"
+    )
+
+
+def _whole(value: Any) -> int:
+    number: int = round(value)
+    if abs(number) > INT64_MAX:
+        raise ValueError(f"{number} does not fit 64 bits")
+    return number
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        value = f"{value:g}" if isinstance(value, float) else str(value)
+    text: str = value
+    return text[:TEXT_CHARS_MAX]
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    name: _whole if name in _WHOLE else _word if name in _WORDS else float for name in SAMPLE_SIGNALS
+}
+
+
+class SampleMaker:
+    """`to_sample` for one machine, whose polls mostly bring the same signals: what goes where is found out once."""
+
+    def __init__(self, machine_id: str) -> None:
+        self._machine_id = machine_id
+        self._names: list[str] = []
+        self._fields: list[tuple[int, str, Callable[[Any], Any]]] = []
+        self._extras: list[str] = []
+
+    def make(self, timestamp: datetime, values: dict[str, Any], errors: dict[str, str]) -> Sample:
+        """Return the sample of one poll. What does not fit its field is left out and added to `errors`."""
+        if len(values) != len(self._names):
+            self._learn(list(values))
+        arguments = _BLANK.copy()
+        arguments[0] = self._machine_id
+        arguments[1] = timestamp
+        try:
+            for at, name, convert in self._fields:
+                arguments[at] = convert(values[name])
+            if self._extras:
+                arguments[-1] = {name: values[name] for name in self._extras}
+        except (ValueError, TypeError, OverflowError):
+            return to_sample(self._machine_id, timestamp, values, errors)
+        except KeyError:
+            # As many as last time, and not the same.
+            self._names = []
+            return to_sample(self._machine_id, timestamp, values, errors)
+        return Sample(*arguments)
+
+    def _learn(self, names: list[str]) -> None:
+        self._names = names
+        self._fields = [(FIELDS.index(name), name, _CONVERT[name]) for name in names if name in SAMPLE_SIGNALS]
+        self._extras = [name for name in names if name not in SAMPLE_SIGNALS]
+
+
+_BLANK: Final[list[Any]] = [None] * len(FIELDS)
