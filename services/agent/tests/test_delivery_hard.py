@@ -703,7 +703,6 @@ class Lives(RuleBasedStateMachine):
 
     def _begin(self) -> None:
         self.epochs = Epochs(self.folder)
-        self.saves = [(self.folder / FILE).read_bytes()]
         current = self.epochs.current
         left = {number: log for number, log in self.disk.items() if log.range()[0] < log.range()[1]}
         self.log = self.disk[current.epoch] = Disked()
@@ -718,6 +717,8 @@ class Lives(RuleBasedStateMachine):
             agent_module.note_end(epoch, buffer)
             self.all.add_earlier(buffer, epoch)
         self.closings.say()
+        self.epochs.save()
+        self.saves = [(self.folder / FILE).read_bytes()]
         self.teller.go(online=True)
         self.all.stream_seen(str(self.created), len(self.stream))
         self.all.connected()
@@ -735,7 +736,7 @@ class Lives(RuleBasedStateMachine):
         known = {epoch.epoch for epoch in self.epochs.open}
         for epoch, log in self.disk.items():
             first, end = log.range()
-            if how != "saved" and first == end and epoch not in known and self._watermark(epoch) < end - 1:
+            if how != "saved" and first == end and epoch not in known:
                 # Neither the file nor the disk knows of it any more: the cloud side finds it abandoned (rule D4).
                 self.unknown.add(epoch)
 
@@ -760,14 +761,16 @@ class Lives(RuleBasedStateMachine):
     def cap_drops_the_oldest(self, count: int) -> None:
         for log in self.disk.values():
             first, end = log.range()
-            if first < end:
-                log.free(min(first + count, end) - 1)
+            # The file that is being written is never dropped.
+            if first < end - (log is self.log):
+                log.free(min(first + count, end - (log is self.log)) - 1)
                 return
 
     @rule(data=st.data())
     def card_damages_a_batch(self, data: st.DataObject) -> None:
-        log = data.draw(st.sampled_from(list(self.disk.values())))
-        first, end = log.range()
+        # Damage to the newest records can't be told from what a power cut leaves of those that were not synced.
+        first, end, log = data.draw(st.sampled_from([(*log.range(), log) for log in self.disk.values()]))
+        end -= log is self.log
         if first < end:
             log.damage(data.draw(st.integers(first, end - 1)))
 
@@ -870,4 +873,4 @@ def test_whatever_befalls_an_edge_over_its_lives_all_is_stored_or_a_gap_and_noth
 ) -> None:
     monkeypatch.setattr(gaps_module, "UNKNOWN_S", -1.0)
     monkeypatch.setattr(gaps_module, "REPEAT_S", -1.0)
-    run_state_machine_as_test(Lives, settings=settings(max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(Lives, settings=settings(max_examples=60, stateful_step_count=30))

@@ -116,7 +116,7 @@ def right(here: Plant, samples: list[Sample]) -> int:
         counters.append(extras["poll_counter"])
         for name, value in answered[sample.machine_id, extras["poll_counter"]].items():
             found = getattr(sample, name) if name in Sample.__struct_fields__ else extras.get(name)
-            assert found == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
+            assert found == (pytest.approx(value, rel=5.1e-9) if isinstance(value, float) else value), name
     assert counters == sorted(set(counters))
     return len(counters)
 

@@ -103,7 +103,7 @@ class SimulatedDisk:
                 self._apply(self._synced_names, *change)
             pending.clear()
         self.names = dict(self._synced_names)
-        for file in set(self.names.values()):
+        for file in dict.fromkeys(self.names.values()):
             file.cut(random, keep=keep)
             file.cache = bytearray(file.disk)
 

@@ -218,6 +218,8 @@ class Agent:
             self._pin(self.deliveries.add_earlier(buffer, epoch))
         self.publisher.wake()
         self.closings.say()
+        # At once: what the cap drops now was known to be there by nobody else.
+        await self._save()
         if self._unstamped_care is not None:
             await self._unstamped_care.recovered.wait()
         self.mover.recovered(await _sources(left.values()) if self.unstamped.spool.earlier else [])

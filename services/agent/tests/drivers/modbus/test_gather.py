@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cncmon_agent.drivers.modbus.driver import _registers
 from cncmon_agent.drivers.modbus.gather import Gather
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block, plan
-from cncmon_agent.drivers.modbus.values import decoder
+from cncmon_agent.drivers.modbus.values import decoder, float32
 from cncmon_core.machine import ModbusConnection, Signal, problems_of_signals
 
 TYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "bool", "string")
@@ -84,7 +84,7 @@ def test_finite_numbers_are_found_at_once(values: tuple[float, ...]) -> None:
     blocks, answers = floats(*values)
     found = Gather(blocks).values(answers)
     assert found is not None
-    assert list(found.values()) == [struct.unpack(">f", struct.pack(">f", value))[0] for value in values]
+    assert list(found.values()) == [float32(struct.unpack(">f", struct.pack(">f", value))[0]) for value in values]
 
 
 @pytest.mark.parametrize("values", [(float("nan"),), (1.0, float("inf")), (float("inf"), float("-inf"))])

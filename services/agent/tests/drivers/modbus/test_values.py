@@ -52,6 +52,10 @@ def test_every_type_in_every_word_order(
     after = data.draw(st.lists(st.integers(0, 65535), max_size=3))
     registers = before + registers_of(kind, value, order) + after
     found = decode(registers, len(before), type=kind, word_order=order)
+    if kind == "float32":
+        # In fewer digits, and the same 32 bits.
+        assert len(repr(found)) <= 18
+        found = struct.unpack(">f", struct.pack(">f", found))[0]
     assert (found, type(found), math.copysign(1, found)) == (value, type(value), math.copysign(1, value))
 
 
@@ -61,7 +65,7 @@ def test_every_type_in_every_word_order(
         ([253], {"scale": 0.1}, 25.3),
         ([0xFFFF], {"type": "int16", "scale": 0.1}, -0.1),
         ([7], {"scale": 0.001}, 0.007),
-        ([2982], {"scale": 0.1, "offset": -273.15}, 298.2 - 273.15),
+        ([2982], {"scale": 0.1, "offset": -273.15}, 25.05),
         ([3], {"scale": -0.5}, -1.5),
         ([3], {"scale": 2.5, "offset": 1.0}, 8.5),
         ([3], {"scale": 0.3}, 3 * 0.3),

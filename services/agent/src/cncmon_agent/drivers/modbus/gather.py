@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any, Final
 
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block
-from cncmon_agent.drivers.modbus.values import FORMATS, divisor_of, text_of
+from cncmon_agent.drivers.modbus.values import FORMATS, digits_of, divisor_of, float32, text_of
 from cncmon_core.machine import Signal
 
 _TABLE_BYTES: Final = 256
@@ -101,13 +101,20 @@ def _raw(block: Block, signal: Signal) -> Convert | None:
 def _scaled(signal: Signal) -> Convert | None:
     scale, offset = signal.scale, signal.offset
     if scale == 1 and offset == 0:
-        return None
+        return float32 if signal.type == "float32" else None
     divisor = divisor_of(scale)
     if not divisor:
+        if signal.type == "float32":
+            return lambda item: float32(item) * scale + offset
         return lambda item: item * scale + offset
     if offset == 0 and divisor > 0 and not signal.type.startswith("float"):
         # item / divisor without a function of ours. Whole numbers have no -0, which adding 0 would turn into 0.
         return divisor.__rtruediv__
+    if signal.type == "float32":
+        return lambda item: float32(item) / divisor + offset
+    digits = digits_of(divisor, offset)
+    if digits is not None and not signal.type.startswith("float"):
+        return lambda item: round(item / divisor + offset, digits)
     return lambda item: item / divisor + offset
 
 

@@ -6,6 +6,7 @@ This is what decides, and what says of a signal why it has no value; `gather` do
 import math
 import struct
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from cncmon_core.machine import Signal
@@ -52,14 +53,24 @@ def _wide(number: str, width: int, word_order: str) -> Decode:
     pack = struct.Struct(f">{width}H").pack
     unpack = struct.Struct(number).unpack
     step = 1 if word_order == "big" else -1
+    short = number == ">f"
 
     def decode(registers: Registers, at: int) -> Any:
         (value,) = unpack(pack(*registers[at : at + width][::step]))
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"the controller sent {value}")
-        return value
+        return float32(value) if short else value
 
     return decode
+
+
+def float32(value: float) -> float:
+    """Return a 32-bit float as the number of nine digits that it is: 4.3274, not 4.327400207519531.
+
+    Nine digits tell every 32-bit float from its neighbours (IEEE 754-2019, 5.12.2); the rest is of our making, and each
+    digit of it is stored and sent for years.
+    """
+    return float(f"{value:.9g}")
 
 
 def _text(length: int) -> Decode:
@@ -93,6 +104,9 @@ def _scaled(raw: Decode, signal: Signal) -> Decode:
         return raw
     divisor = divisor_of(scale)
     if divisor:
+        digits = digits_of(divisor, offset)
+        if digits is not None and not signal.type.startswith("float"):
+            return _finite(lambda registers, at: round(raw(registers, at) / divisor + offset, digits))
         return _finite(lambda registers, at: raw(registers, at) / divisor + offset)
     return _finite(lambda registers, at: raw(registers, at) * scale + offset)
 
@@ -104,6 +118,18 @@ def divisor_of(scale: float) -> int:
     """
     divisor = round(1 / scale) if 1e-15 < abs(scale) < 1 else 0
     return divisor if divisor and 1 / divisor == scale else 0
+
+
+def digits_of(divisor: int, offset: float) -> int | None:
+    """Return the decimals of a whole number by a power of ten plus an offset; None where it has no such end.
+
+    3065 / 10 - 273.15 is 33.35 and 0.00000000000003: rounded to two decimals it is what was meant.
+    """
+    places = len(str(divisor)) - 1
+    if divisor != 10**places:
+        return None
+    exponent = Decimal(repr(offset)).normalize().as_tuple().exponent
+    return max(places, -exponent) if isinstance(exponent, int) else None
 
 
 def _finite(scaled: Decode) -> Decode:
