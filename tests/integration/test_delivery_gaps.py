@@ -107,6 +107,15 @@ async def test_delivery_b5_a_gap_in_the_future_of_a_watermark_is_counted_exactly
     assert await gaps_of(database) == [(4, 5, 4), (7, 9, 6)]
 
 
+async def test_delivery_b5_an_edge_that_knows_only_how_it_ends_is_counted_from_the_watermark(
+    store: Store, database: asyncpg.Connection
+) -> None:
+    await store.write([batch(seq, 2) for seq in (1, 2, 3)])
+    await advance(database)
+    await store.write([declaration(1, gap_frame(2, 9, None, end=18))])
+    assert await gaps_of(database) == [(4, 9, 12)]
+
+
 @on_both_servers
 async def test_delivery_b5_said_again_it_changes_nothing(store: Store, database: asyncpg.Connection) -> None:
     await store.write([declaration(1, gap_frame(1, 4, 40))])

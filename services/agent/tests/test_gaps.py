@@ -92,7 +92,7 @@ def test_delivery_a7_damaged_records_and_a_lost_end_are_gaps(edge) -> None:
     buffer = filled(1, 6)
     buffer.bad = [(3, 4)]
     delivery = edge.deliveries.add_earlier(buffer, Epoch(OLD, last_seq=9, last_samples=20))
-    assert gaps_of(delivery) == [(OLD, 3, 4, 4, "damaged"), (OLD, 7, 9, 8, "lost")]
+    assert gaps_of(delivery) == [(OLD, 3, 4, 4, "damaged", 4, 8), (OLD, 7, 9, 8, "lost", 12, 20)]
 
 
 def test_delivery_a7_nothing_at_or_under_what_was_freed_is_declared(edge) -> None:
@@ -138,7 +138,7 @@ def test_delivery_a7_a_gap_is_said_once_and_again_when_the_database_went_back(ed
 def test_delivery_a7_an_epoch_all_of_which_is_gone_is_one_gap(edge) -> None:
     epoch = Epoch(OLD, freed_seq=2, freed_samples=4, last_seq=9, last_samples=18)
     delivery = edge.deliveries.add_earlier(Emptied(10), epoch)
-    assert gaps_of(delivery) == [(OLD, 3, 9, 14, "dropped")]
+    assert gaps_of(delivery) == [(OLD, 3, 9, 14, "dropped", 4, 18)]
     assert not delivery.done()
     edge.tell(e5=9)
     assert gaps_of(delivery) == []

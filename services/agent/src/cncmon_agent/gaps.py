@@ -38,13 +38,17 @@ class Key(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Batches low..high of an epoch; samples: how many those held, where that can be told."""
+    """Batches low..high of an epoch; samples: how many those held, base, end: of the epoch before and with them, where
+    that can be told.
+    """
 
     epoch: int
     low: int
     high: int
     samples: int | None
     reason: str
+    base: int | None = None
+    end: int | None = None
 
 
 class GapTeller:
@@ -126,6 +130,8 @@ class GapTeller:
             "seq_to": gap.high,
             "samples": gap.samples,
             "reason": gap.reason,
+            "base": gap.base,
+            "end": gap.end,
         }
         return encode_event(Event(GAP, self._now(), data=data))
 
@@ -141,7 +147,7 @@ def gap_of(delivery: Delivery, low: int, high: int) -> Gap:
     before, after = _samples_before(delivery, low), _samples_before(delivery, high + 1)
     samples = None if before is None or after is None else max(0, after - before)
     reason = "dropped" if high < first else "lost" if low >= end else "damaged"
-    return Gap(delivery.epoch.epoch, low, high, samples, reason)
+    return Gap(delivery.epoch.epoch, low, high, samples, reason, before, after)
 
 
 def _samples_before(delivery: Delivery, seq: int) -> int | None:

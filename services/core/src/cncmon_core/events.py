@@ -38,8 +38,9 @@ class EpochClosed(msgspec.Struct):
 class Gap(msgspec.Struct):
     """An agent says: batches seq_from to seq_to of an epoch are not here any more, and won't come.
 
-    samples: how many they held, null where nobody can tell. base: samples of the epoch before seq_from (as
-    `Cncmon-Base`), where it is known; with it the count stays exact when a batch turns up after all.
+    samples: how many they held, null where nobody can tell. base, end: samples of the epoch before seq_from (as
+    `Cncmon-Base`) and up to seq_to, where known: one of them, and what the database has, tells what is missing; with
+    both the count stays exact when a batch turns up after all.
     """
 
     epoch: Epoch
@@ -48,6 +49,7 @@ class Gap(msgspec.Struct):
     reason: Annotated[str, Meta(min_length=1, max_length=64)]
     samples: Annotated[int, Meta(ge=0, le=SEQ_MAX // 2)] | None = None
     base: Annotated[int, Meta(ge=0, le=SEQ_MAX // 2)] | None = None
+    end: Annotated[int, Meta(ge=0, le=SEQ_MAX // 2)] | None = None
 
     def __post_init__(self) -> None:
         if self.seq_to < self.seq_from:

@@ -140,7 +140,7 @@ def _points(
 ) -> dict[int, int]:
     """Return seq → samples of the epoch before it, from all that is known around a declaration."""
     known = [(old.low, old.base) for old in near] + [(old.high + 1, old.end) for old in near]
-    known += [(gap.seq_from, gap.base), (seq + 1, base)]
+    known += [(gap.seq_from, gap.base), (gap.seq_to + 1, gap.end), (seq + 1, base)]
     # Last, and so before all others: what came with the batches themselves.
     known += [(row["low"], row["base_before"]) for row in holes]
     known += [(row["high"] + 1, row["base_after"]) for row in holes]
