@@ -38,7 +38,7 @@ LOCK_KEY = 0x636E636D02
 IDLE_MS_MAX = 30_000
 """The database ends a leader's session that has said nothing for so long."""
 
-EPOCHS_TOLD_MAX = 100
+EPOCHS_TOLD_MAX = 300
 """Epochs in one edge's document: an agent asks for those on its disk, and there are few."""
 
 _EPOCHS = """

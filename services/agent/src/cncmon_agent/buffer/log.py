@@ -131,15 +131,15 @@ class SegmentLog:
             if segment.last < expected:
                 continue
             if segment.first > expected:
-                ranges.add(found, expected, segment.first - 1)
+                ranges.extend(found, expected, segment.first - 1)
             for low, high in segment.bad:
                 if high >= expected:
-                    ranges.add(found, max(low, expected), high)
+                    ranges.extend(found, max(low, expected), high)
             expected = segment.last + 1
         # What is not in a file is in memory, but for what was dropped behind the last file.
         end = next(iter(self.appender.unsynced), self.appender.next)
         if expected < end:
-            ranges.add(found, expected, end - 1)
+            ranges.extend(found, expected, end - 1)
         return found
 
     def stats(self) -> Stats:

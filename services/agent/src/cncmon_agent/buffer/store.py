@@ -71,7 +71,12 @@ class Store:
         spare = self._spare()
         if spare is None:
             return self._make(name)
-        fd = self.disk.open(spare.path, write=True)
+        try:
+            fd = self.disk.open(spare.path, write=True)
+        except FileNotFoundError:
+            # Somebody removed it, to make room.
+            self.spares.remove(spare)
+            return self.take(name)
         try:
             self.disk.rename(spare.path, self.folder / str(name))
         except OSError:
