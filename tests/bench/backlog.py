@@ -42,13 +42,15 @@ def fill(data: Path, seconds: float, settings: AgentSettings) -> Filled:
     log = spool.begin(epochs.current.epoch)
     number = int(seconds * MACHINES * HZ) // BATCH_FRAMES
     began = datetime.now(UTC) - timedelta(seconds=seconds)
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     walks = [[rng.uniform(0, 500) for _ in range(3)] for _ in range(MACHINES)]
     polls = BATCH_FRAMES // MACHINES
     size = 0
     for index in range(number):
         frames = [
-            _frame(rng, walks, machine, index * polls + poll, began) for poll in range(polls) for machine in range(MACHINES)
+            _frame(rng, walks, machine, index * polls + poll, began)
+            for poll in range(polls)
+            for machine in range(MACHINES)
         ]
         created_ms = int((began.timestamp() + index * polls / HZ) * 1000)
         batch = make(epochs.current.epoch, index + 1, index * BATCH_FRAMES, "samples", frames, 1, created_ms)

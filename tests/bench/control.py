@@ -146,7 +146,7 @@ class Queue:
 
 
 class Database(Queue):
-    """A queue that is emptied in transactions, as ingest does: what is in hand leaves all at once, when it is committed.
+    """A queue that is emptied in transactions, as ingest does: what is in hand leaves all at once, at the commit.
 
     Their speed varies as on a machine that others use too, and now and then one waits for a checkpoint.
     """

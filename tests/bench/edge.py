@@ -20,7 +20,7 @@ from pathlib import Path
 
 import asyncpg
 
-from bench.backlog import BATCH_FRAMES, HZ, MACHINES, fill
+from bench.backlog import HZ, MACHINES, fill
 from bench.plant import CountingDisk, Memory, Part, Plant, cpu_s, memory, running_plant, written_bytes
 from bench.report import Figure, Report, run
 from cncmon_agent.buffer.spool import Spool
@@ -124,8 +124,10 @@ def _machine_names(file: Path) -> list[str]:
     ]
 
 
-def _load(report: Report, plant: Plant, name: str, machines: int, hz: float, seconds: float, **settings: object) -> None:
-    """Measure one rate in steady running: first what it costs, then, recording all that is accepted, how late it is."""
+def _load(
+    report: Report, plant: Plant, name: str, machines: int, hz: float, seconds: float, **settings: object
+) -> None:
+    """Measure one rate in steady running: what it costs; then, recording all that is accepted, how late it is."""
     polls = plant.folder / f"{name}.polls"
     simulator, file = plant.machines(machines, hz, polls)
     folder = plant.folder / name
@@ -184,7 +186,9 @@ def _json_bytes(data: Path) -> float:
 def _steady(report: Report, name: str, watch: Watch, rate: float, json_bytes: float) -> None:
     seconds, cpu, process, device = watch.difference()
     samples = seconds * rate
-    floor_mb = int(subprocess.run([sys.executable, "-c", _RSS], capture_output=True, text=True, check=True).stdout) / 1024
+    floor_mb = (
+        int(subprocess.run([sys.executable, "-c", _RSS], capture_output=True, text=True, check=True).stdout) / 1024
+    )
     report.add(f"{name}.rss", Figure(watch.rss_max, "MB", floor_mb, "imports alone", 50, "at_most"))
     report.add(f"{name}.rss_anon", Figure(watch.anonymous_max, "MB", None, "", 40, "at_most"))
     report.add(f"{name}.rss_slope", Figure(watch.slope_mb_per_h(), "MB/h"))
@@ -215,7 +219,9 @@ def _outage(report: Report, plant: Plant, seconds: float) -> None:
         after = Watch(agent, None)
         after.run(min(60.0, max(15.0, seconds / 10)))
         report.add("outage.rss", Figure(max(watch.rss_max, after.rss_max), "MB", None, "", 50, "at_most"))
-        report.add("outage.rss_anon", Figure(max(watch.anonymous_max, after.anonymous_max), "MB", None, "", 40, "at_most"))
+        report.add(
+            "outage.rss_anon", Figure(max(watch.anonymous_max, after.anonymous_max), "MB", None, "", 40, "at_most")
+        )
         report.add("outage.rss_slope", Figure(watch.slope_mb_per_h(), "MB/h"))
         while (left := _unfreed(plant.folder / "outage")) and time.monotonic() - back_s < 120:
             time.sleep(0.5)
@@ -268,9 +274,7 @@ def _recovery(report: Report, plant: Plant, name: str, seconds: float, reach_s: 
     report.add(f"{label}.lost", Figure(filled.samples - rows["different"], "samples", None, "", 0, "at_most"))
     report.add(f"{label}.duplicated", Figure(rows["stored"] - rows["different"], "samples", None, "", 0, "at_most"))
     report.add(f"{label}.rss", Figure(watch.rss_max, "MB", None, "", 50, "at_most"))
-    found = latency.measure(
-        seen, AcceptedLog(accepted), polls, Window(started_ns, ended_ns), latency.probes_of(names)
-    )
+    found = latency.measure(seen, AcceptedLog(accepted), polls, Window(started_ns, ended_ns), latency.probes_of(names))
     report.add(f"{label}.live_p99", Figure(found.p99 or math.nan, "ms", None, "", 500, "at_most"))
     report.add(f"{label}.first_live", Figure(_first_live_s(agent, accepted, started_ns), "s", None, "", 2, "at_most"))
     _rows(plant, "DELETE FROM sensor_data WHERE machine_id LIKE 'gen-%'") if seconds < 3600 else _rows(

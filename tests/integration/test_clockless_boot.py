@@ -180,9 +180,7 @@ async def test_fault_32_a_clockless_boot_before_is_bounded_and_flagged(
         await everything_stored(url)
     samples, found = await stored(database, tmp_path), await verdict_on(database, tmp_path)
     assert found.holds, found.examples
-    clockless = [
-        one for one in samples if good.timestamp() + 0.5 < one.true_ns / S_NS < clockless_until.timestamp()
-    ]
+    clockless = [one for one in samples if good.timestamp() + 0.5 < one.true_ns / S_NS < clockless_until.timestamp()]
     assert len(clockless) >= at_least(0.8)
     assert all(one.flagged for one in clockless)
     # Not later than it was, and not before the last time that was known: that is written rarely, here at its beginning.

@@ -275,16 +275,16 @@ async def test_delivery_a5_a_document_never_says_that_the_consumers_passed_what_
                 await asyncio.sleep(0.001)
 
         async def published() -> bool:
-            return not agent.delivery.unacknowledged()
+            return not agent.deliveries.unacknowledged()
 
         async def freed() -> bool:
-            return agent.buffer.stats().batches == 0
+            return agent.storage.buffer.stats().batches == 0
 
         await until(published)
         await asyncio.sleep(1.5)
         async with running_ingest(nats_url, settings):
             await until(freed, 60)
-        assert agent.delivery.resent == 0
+        assert agent.deliveries.resent == 0
     assert await count(database) == 3000
 
 
@@ -560,7 +560,7 @@ async def test_an_agent_cuts_batches_that_fit_the_servers_messages(tmp_path: Pat
                 agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0, extras={"noise": noise}))
 
             async def published() -> bool:
-                return not agent.delivery.unacknowledged()
+                return not agent.deliveries.unacknowledged()
 
             await until(published)
             agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0, extras={"noise": os.urandom(100_000).hex()}))
@@ -569,7 +569,7 @@ async def test_an_agent_cuts_batches_that_fit_the_servers_messages(tmp_path: Pat
             agent.batcher.cut()
 
             async def all_but_that_one() -> bool:
-                return agent.delivery.unacknowledged() == 1
+                return agent.deliveries.unacknowledged() == 1
 
             await until(all_but_that_one)
             assert "does not fit the server's max_payload" in (agent.publisher.stream_error or "")

@@ -2,12 +2,14 @@
 
 import asyncio
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
 import msgspec
 from nats.aio.client import Client
 
+from cncmon_agent.agent import Agent
 from cncmon_agent.batch import make
 from cncmon_agent.buffer.spool import Spool
 from cncmon_agent.buffer.store import SpoolSettings
@@ -16,6 +18,8 @@ from cncmon_core import names
 from testkit import agent as agents
 from testkit import ingest
 from testkit.ingest import frame, running_ingest, until
+
+Check = Callable[[], Awaitable[bool]]
 
 EPOCHS = 150
 """More starts than one document tells of."""
@@ -105,21 +109,21 @@ async def test_a_document_of_the_stream_before_floods_no_new_one(
         await until(_has(nats_client, messages))
 
 
-def _has(client: Client, messages: int):
+def _has(client: Client, messages: int) -> Check:
     async def has() -> bool:
         return (await client.jetstream().stream_info(names.STREAM)).state.messages == messages
 
     return has
 
 
-def _all_taken(agent):
+def _all_taken(agent: Agent) -> Check:
     async def taken() -> bool:
         return bool(agent.deliveries.earlier) and not agent.deliveries.unacknowledged()
 
     return taken
 
 
-def _all_forgotten(agent):
+def _all_forgotten(agent: Agent) -> Check:
     async def forgotten() -> bool:
         return agent.storage.recovered and not agent.deliveries.earlier and not agent.epochs.open
 

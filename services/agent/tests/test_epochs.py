@@ -44,7 +44,11 @@ def test_delivery_a1_the_epoch_is_on_disk_before_it_is_used(tmp_path: Path, monk
     monkeypatch.setattr(Path, "replace", recorded_replace)
     folder = tmp_path / "data"
     epochs = Epochs(folder)
-    assert done == [f"sync epochs.json.new {epochs.current.epoch}", "rename epochs.json.new epochs.json", "sync data None"]
+    assert done == [
+        f"sync epochs.json.new {epochs.current.epoch}",
+        "rename epochs.json.new epochs.json",
+        "sync data None",
+    ]
     assert on_disk(folder)["current"]["epoch"] == epochs.current.epoch
 
 
@@ -106,7 +110,9 @@ def test_delivery_a1_a_damaged_file_costs_the_closings_and_not_the_start(tmp_pat
 def test_delivery_a1_no_damage_stops_the_start(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
-    content = bytearray(encode(EpochsFile(Epoch(1 << 60, 9, 90, 7), [Epoch(5), Epoch(EPOCH_MAX, 3, 30, 3)], "made", "s", "e")))
+    content = bytearray(
+        encode(EpochsFile(Epoch(1 << 60, 9, 90, 7), [Epoch(5), Epoch(EPOCH_MAX, 3, 30, 3)], "made", "s", "e"))
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=3))

@@ -64,9 +64,7 @@ class Edge:
                 event = msgspec.json.decode(part)
                 if event["type"] == "gap":
                     data = event["data"]
-                    found.append(
-                        (data["epoch"], data["seq_from"], data["seq_to"], data["samples"], data["reason"])
-                    )
+                    found.append((data["epoch"], data["seq_from"], data["seq_to"], data["samples"], data["reason"]))
         return found
 
     def tell(self, **epochs: int) -> None:

@@ -79,7 +79,11 @@ class World:
             await self._connection.execute(statement)
         window = window_of(polls, START_NS + (POLLS + 1) * PERIOD_NS, PERIOD_NS, 1)
         return await compare.compare(
-            self._connection, AcceptedLog(accepted, promised_only=promised_only), polls, window, START - timedelta(days=1)
+            self._connection,
+            AcceptedLog(accepted, promised_only=promised_only),
+            polls,
+            window,
+            START - timedelta(days=1),
         )
 
     async def _insert(self, time: datetime, values: dict[str, Any]) -> None:

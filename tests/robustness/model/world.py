@@ -140,10 +140,10 @@ class World:
         if self.move is None:
             self.move = self.spool.cold_work(level)
             if self.move is not None:
+                # Also a copy that failed at its last step may be there after a power cut, its removal undone.
+                name, last = self.move.name, self.move.segment.last
+                self.files[str(FOLDER / "cold" / str(name))] = name.epoch, name.first, last
                 self.move.run()
-                made = self.move.made
-                if made is not None:
-                    self.files[str(made.path)] = made.name.epoch, made.first, made.last
         self.check()
 
     def end_move(self) -> None:

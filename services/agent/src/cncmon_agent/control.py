@@ -286,7 +286,7 @@ class Controller:
         if seen.commit_lag_s is not None:
             self._commit_floor_s = min(self._commit_floor_s, seen.commit_lag_s)
             commit = (seen.commit_lag_s - self._commit_floor_s) / self._settings.commit_slack_s
-            # What is told now went out `commit_lag_s` ago. If that was before the share fell last, the fall is not in it.
+            # What is told now went out `commit_lag_s` ago. If that was before the last fall, the fall is not in it.
             sent_s = seen.now_s - seen.commit_lag_s
             stale = commit > max([*excesses, 0.0]) and sent_s < self._fell_s and seen.commit_lag_s < STALE_S_MAX
             excesses.append(commit)

@@ -18,12 +18,8 @@ SLOT_S: Final = 0.1
 
 IO_EVERY_S: Final = 1.0
 
-HOURS_LEFT = Gauge(
-    "cncmon_edge_buffer_hours_left", "Hours of outage the buffer can still take; NaN: no end."
-)
-REPLAY_RATE = Gauge(
-    "cncmon_edge_replay_bytes_per_second", "Pace of the backlog; 0 while there is none to send."
-)
+HOURS_LEFT = Gauge("cncmon_edge_buffer_hours_left", "Hours of outage the buffer can still take; NaN: no end.")
+REPLAY_RATE = Gauge("cncmon_edge_replay_bytes_per_second", "Pace of the backlog; 0 while there is none to send.")
 QUEUES = Gauge("cncmon_edge_control_queue", "Queues of the controller, near 1 where it hurts.", ["queue"])
 COMPRESSION = Gauge("cncmon_edge_compression_level", "zstd level at which segments are moved to the cold tier.")
 

@@ -16,8 +16,8 @@ from prometheus_client import Counter
 from cncmon_agent import ranges
 from cncmon_agent.batch import Batch, Source
 from cncmon_agent.buffer import Buffer
-from cncmon_agent.delivery import is_held
 from cncmon_agent.clock import from_unix_ns, to_unix_ns
+from cncmon_agent.delivery import is_held
 from cncmon_agent.unstamped import LogMeta, Unstamped, flag
 from cncmon_core import frames, logs
 from cncmon_core.errors import MessageError
@@ -189,7 +189,7 @@ class Mover:
     async def _move(self, meta: LogMeta, buffer: Buffer) -> None:
         first, end = buffer.range()
         for seq in range(first, end):
-            while (batch := buffer.get(seq)) is None and is_held(buffer, seq):
+            while (batch := buffer.get(seq)) is None and is_held(buffer, seq):  # noqa: ASYNC110 a disk has no events
                 # Not to be read just now: neither lost, nor to be let go of.
                 await asyncio.sleep(RETRY_S)
             if batch is None:

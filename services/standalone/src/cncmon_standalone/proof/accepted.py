@@ -1,8 +1,8 @@
-"""The agent's accepted log: which samples it took on, in which batch, and which batches the stream acknowledged.
+"""The agent's accepted log: which samples it took on, in which batch, and what the disk and the stream had of them.
 
 JSON lines: `{"epoch","seq","kind","base","samples":[[machine_id, poll_counter|null, timestamp],…]}` when a batch is in
-the agent's buffer, `{"epoch","seq","acked": stream_seq}` when the stream has it, `{"epoch","synced": seq}` when a sync has put everything
-up to that seq on the disk.
+the agent's buffer, `{"epoch","seq","acked": stream_seq}` when the stream has it, `{"epoch","synced": seq}` when a sync
+has put everything up to that seq on the disk.
 """
 
 from collections import Counter
