@@ -15,8 +15,8 @@ from nats.aio.msg import Msg
 
 from cncmon_agent import forecast
 from cncmon_agent.agent import Agent
-from cncmon_agent.buffer.disk import Disk
-from cncmon_agent.buffer.spool import Spool
+from cncmon_agent.buffer.disk import Disk, DiskCalls
+from cncmon_agent.buffer.recovery import Leftover
 from cncmon_agent.control import Decision
 from cncmon_agent.inspect import verify
 from cncmon_agent.inspect.folder import DataFolder as InspectedFolder
@@ -337,14 +337,14 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
     assert filled.segments >= 3
     may_go_on = asyncio.Event()
     loop = asyncio.get_running_loop()
-    scan = Spool.scan_leftover
+    scan = Leftover.scan
 
-    def slow(spool: Spool, leftover: Any) -> None:
+    def slow(leftover: Leftover, disk: DiskCalls) -> None:
         # A disk on which a file is read for as long as nobody says that live samples are stored.
         asyncio.run_coroutine_threadsafe(may_go_on.wait(), loop).result(60)
-        scan(spool, leftover)
+        scan(leftover, disk)
 
-    monkeypatch.setattr(Spool, "scan_leftover", slow)
+    monkeypatch.setattr(Leftover, "scan", slow)
     own_nats.kill()
     async with running(simulated), agents.running_agent(url_of(own_nats), settings) as agent:
         try:

@@ -66,7 +66,7 @@ class Log:
         return self.first, self.next
 
     def holes(self) -> list[tuple[int, int]]:
-        return []
+        return [(seq, seq) for seq in range(self.first, self.next) if seq not in self.batches]
 
     def __iter__(self) -> Iterator[Batch]:
         return iter([self.batches[seq] for seq in sorted(self.batches)])

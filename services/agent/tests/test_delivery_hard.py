@@ -185,7 +185,7 @@ def test_the_counts_go_on_over_a_damaged_batch_at_the_watermark() -> None:
         delivery.taken(seq, seq, 0.0)
     delivery.told(3)
     assert (epoch.freed_seq, epoch.freed_samples) == (3, 6)
-    assert gaps_of(delivery) == [(OLD, 5, 5, 2, "damaged")]
+    assert gaps_of(delivery) == [(OLD, 5, 5, 2, "damaged", 8, 10)]
 
 
 def test_a_day_that_the_stream_has_and_the_database_has_not_is_taken_up_at_once() -> None:

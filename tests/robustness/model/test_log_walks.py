@@ -13,7 +13,7 @@ from robustness.model.world import ERRORS, World
 
 LONG = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 SEED = int(os.environ.get("CNCMON_ROBUSTNESS_SEED", "1"))
-WALKS = 8_000 if LONG else 600
+WALKS = 6_000 if LONG else 600
 STEPS = 60
 Step = Callable[[World, Random], object]
 

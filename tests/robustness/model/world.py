@@ -10,8 +10,10 @@ from pathlib import Path
 from random import Random
 
 from cncmon_agent.batch import Batch, make
+from cncmon_agent.buffer import Stats
 from cncmon_agent.buffer.cold import ColdWork
 from cncmon_agent.buffer.log import SegmentLog
+from cncmon_agent.buffer.names import parse
 from cncmon_agent.buffer.spool import Spool, SpoolSettings
 from cncmon_agent.buffer.sync import SyncWork
 from cncmon_core import frames
@@ -140,9 +142,6 @@ class World:
         if self.move is None:
             self.move = self.spool.cold_work(level)
             if self.move is not None:
-                # Also a copy that failed at its last step may be there after a power cut, its removal undone.
-                name, last = self.move.name, self.move.segment.last
-                self.files[str(FOLDER / "cold" / str(name))] = name.epoch, name.first, last
                 self.move.run()
         self.check()
 
@@ -188,13 +187,15 @@ class World:
         log = self.spool.earlier[epoch]
         self.known.add(epoch)
         held = self.held(log)
-        alive = {str(path) for path in self.disk.names}
+        names = [parse(path.name) for path in self.disk.names]
         for seq in held:
             assert seq in self.accepted[epoch], f"seq {seq} of {epoch} was never accepted"
             if (epoch, seq) in self.undecided:
                 continue
-            back = seq not in self.needed[epoch] and not self._in_files(epoch, seq, alive)
-            assert not back, f"seq {seq} of {epoch} is back from a file used anew"
+            # A file that was to go may be back with what is no longer needed, but under the name that it was written.
+            assert seq in self.needed[epoch] or any(
+                name.epoch == epoch and name.first <= seq for name in names if name is not None
+            ), f"seq {seq} of {epoch} is back from a file used anew"
         self._missing(epoch, self.needed[epoch] - held)
         self.needed[epoch] = held
         self.counted = self._counts()
@@ -229,7 +230,8 @@ class World:
         for epoch, log in self.logs().items():
             if epoch not in self.known:
                 continue
-            log.stats()
+            # First, since reading the oldest may find it damaged.
+            stats = log.stats()
             held = self.held(log)
             assert held <= self.needed[epoch], (epoch, sorted(held - self.needed[epoch])[:9])
             gone += [(epoch, seq) for seq in self.needed[epoch] - held]
@@ -239,7 +241,7 @@ class World:
                 self.durable[epoch] &= held
             else:
                 self.durable[epoch] = {seq for seq in held if seq <= log.synced_seq}
-            self._check_stats(log, epoch)
+            self._check_stats(stats, epoch)
         counts = self._counts()
         if self.spool.recovered:
             assert counts - self.counted == len(gone), (counts - self.counted, gone)
@@ -255,8 +257,7 @@ class World:
         stats = self.spool.stats()
         return stats.dropped_batches + stats.quarantined_records
 
-    def _check_stats(self, log: SegmentLog, epoch: int) -> None:
-        stats = log.stats()
+    def _check_stats(self, stats: Stats, epoch: int) -> None:
         assert stats.batches == len(self.needed[epoch])
         assert stats.samples == sum(self.accepted[epoch][seq].samples for seq in self.needed[epoch])
         for info in self.spool.segments():

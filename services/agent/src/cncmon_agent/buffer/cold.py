@@ -21,7 +21,7 @@ from cncmon_core.errors import MessageError
 class ColdWork:
     """One segment on its way. `run` in any thread, once; then it goes back to `Spool.moved`.
 
-    name: the copy's. made: the copy, safe on its disk; None when it could not be made.
+    made: the copy, safe on its disk; None when it could not be made.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class ColdWork:
         self._disk = disk
         self._first = first
         self._folder = folder
-        self.name = name
+        self._name = name
         self._level = level
 
     def run(self) -> None:
         """Copy the segment; the copy is synced, its name too, before anybody hears of it."""
-        unfinished = self._folder / f"{self.name}{UNFINISHED_SUFFIX}"
+        unfinished = self._folder / f"{self._name}{UNFINISHED_SUFFIX}"
         try:
             source = self._disk.open(self.segment.path)
             try:
@@ -56,7 +56,7 @@ class ColdWork:
             self._disk.sync_folder(self._folder)
         except OSError:
             self.discard(unfinished)
-            self.discard(self._folder / str(self.name))
+            self.discard(self._folder / str(self._name))
             return
         self.made = made
 
@@ -71,8 +71,8 @@ class ColdWork:
         index = self._index(source)
         fd = self._disk.open(path, write=True, create=True)
         try:
-            made = Segment(self.name, self._folder, "cold", 0, self._first, self._first - 1, index=footers.empty())
-            writer = Writer(self._disk, fd, self.name, None)
+            made = Segment(self._name, self._folder, "cold", 0, self._first, self._first - 1, index=footers.empty())
+            writer = Writer(self._disk, fd, self._name, None)
             for seq in range(self._first, self.segment.last + 1):
                 self._copy_one(source, seq, index[seq - self.segment.first], made, writer)
             if made.index is not None:
@@ -104,7 +104,7 @@ class ColdWork:
             made.miss(seq)
             return
         harder = self._harder(batch)
-        made.add(writer.append(record.encode(harder, self.name.nonce)), harder)
+        made.add(writer.append(record.encode(harder, self._name.nonce)), harder)
 
     def _harder(self, batch: Batch) -> Batch:
         try:

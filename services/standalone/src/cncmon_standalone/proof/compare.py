@@ -8,7 +8,6 @@ mismatched  rows whose fields differ from what the machine answered, or that no 
 import cmath
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +26,6 @@ SAMPLES_AT_ONCE_MAX: Final = 200_000
 """Bounds the memory: machines are compared in groups that hold no more than this (or one machine)."""
 EXAMPLES_MAX: Final = 10
 COUNTER: Final = "poll_counter"
-FLOAT32_MAX: Final = 3.4e38
 FLAG: Final = "time_uncertain"
 _COLUMNS: Final = [name for name in FIELDS if name not in ("machine_id", "timestamp", "extras")]
 _WHOLE_MESSAGE: Final = -1
@@ -221,13 +219,9 @@ def _same(stored: Any, answered: Any) -> bool:
         if not isinstance(stored, int | float) or not isinstance(answered, int | float):
             return False
         close = math.isclose(stored, answered, rel_tol=REL_TOLERANCE, abs_tol=0.0) or stored == answered
-        return close or (_float32(stored) == _float32(answered) is not None)
+        # What a controller sends as a 32-bit float is said in the nine digits that it has.
+        return close or stored == float(f"{answered:.9g}")
     return type(stored) is type(answered) and bool(stored == answered)
-
-
-def _float32(value: float) -> bytes | None:
-    """Return a number as the 32-bit float that a controller's registers hold; an agent may say it in fewer digits."""
-    return struct.pack(">f", value) if abs(value) < FLOAT32_MAX else None
 
 
 def window_of(polls: Path, end_ns: int, period_ns: int, machines: int) -> Window:
