@@ -211,6 +211,17 @@ async def _cpu_us(made: Awaitable[list[Awaitable[None]]], counting: _Counting, s
     return 1e6 * spent_s / polls
 
 
+def floor_us(seconds: float) -> float:
+    """Return the floor alone, for other benchmarks: CPU time a poll of a bare protocol, in µs."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "machines.yaml"
+        with _process("machines", str(file)):
+            question = _question(next(iter(machine_files.load([file]).machines.values())))
+        counting = _Counting()
+        with _process("echo", str(question.size)) as port:
+            return uvloop.run(_cpu_us(_floor(int(port), bytes(2) + question.request, counting), counting, seconds))
+
+
 def measure(report: Report, quick: bool) -> None:
     """Measure each stage for 10 s (quick: 4 s)."""
     seconds = 4.0 if quick else 10.0

@@ -21,6 +21,7 @@ def observed(now_s: float = 0.0, **changes: Any) -> Observation:
         "warm_bytes": 540e6,
         "cold_bytes": 0.0,
         "capacity_warm_bytes": 400 * GB,
+        "committed_bytes_s": 5e6,
         "ack_latency_s": 0.004,
     }
     return Observation(now_s=now_s, **(values | changes))

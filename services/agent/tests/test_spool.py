@@ -478,6 +478,18 @@ def test_spares_are_two_at_most_and_used_again(start, tmp_path: Path) -> None:
         assert parse(name) is not None
 
 
+def test_a_spare_is_written_to_only_when_its_name_cannot_be_lost(start, disk: FailingDisk) -> None:
+    spool = start()
+    log = spool.begin(7)
+    fill(log, 30)
+    sync(spool)
+    log.free(29)
+    disk.fail["sync_folder"] = errno.EIO, 1
+    taken = [log.append(make(7, seq, seq - 1, "samples", [os.urandom(20_000)], 1, seq)) for seq in (31, 31)]
+    assert taken == [False, True]
+    assert disk.fail["sync_folder"][1] == 0
+
+
 def test_quarantine_is_bounded(start, tmp_path: Path) -> None:
     spool = start(SpoolSettings(segment_bytes=SEGMENT, reserve_bytes=0, quarantine_bytes_max=10_000))
     log = spool.begin(7)

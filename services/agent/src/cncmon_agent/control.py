@@ -64,7 +64,7 @@ class ControlSettings(Struct, frozen=True):
     """Replay begins at random so late after a connection; one minute of backlog still goes within 2 s."""
     ack_slack_s: float = 0.05
     """Ack latency over its floor that is aimed at: a tenth of the 500 ms that a live sample may take."""
-    commit_slack_s: float = 0.08
+    commit_slack_s: float = 0.2
     """Time from stream to database over its floor that is aimed at; the watermark is told every 200 ms."""
     v: float = 1.0
     """V of drift plus penalty. Larger: fewer CPU seconds and writes, slower changes of rate, longer queues."""
@@ -97,6 +97,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     commit_lag_s: float | None = None
     """Time from PubAck to watermark for the newest batch that it passed; or the age of the oldest it has not, if more.
     Without it (no watermark yet) only the stream is paced, and a database slower than it delays live samples."""
+    committed_bytes_s: float | None = None
+    """Backlog bytes that get into the database a second, of late; None until any has on this connection."""
     replayed_bytes_s: float | None = None
     """Backlog bytes really sent in this slot, a second: the share does not grow far beyond what is used of it."""
     cpu_share: float = 0.0
@@ -116,6 +118,8 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     replay_bytes_per_s: float
     """0 when offline or without backlog."""
+    window_bytes: float | None = None
+    """Backlog on its way to the database at most; None: any amount, since nothing is known of the database."""
     compression_level: int
     """zstd level for segments that are moved to cold; 1: as they are."""
     to_cold: bool
@@ -180,6 +184,12 @@ DRAIN_S: Final = 0.1
 """A backlog of less than the rate times this is replayed slower, down to the first rate."""
 STEP_DOWN: Final = 0.35
 """The share falls by 30 % in a slot at most: the rate has fallen by 1 + x already."""
+WINDOW_S: Final = 0.3
+WINDOW_GAIN: Final = 1.3
+WINDOW_MIN_BYTES: Final = 192 << 10
+"""Some 9,000 samples, a tenth of a second of a database on two cores."""
+UNTOLD_S: Final = 2.0
+"""So long after a connection before a database of which nothing is heard is taken for none that could be hurt."""
 TAU_LATENCY_S: Final = 2.0
 TAU_CPU_S: Final = 60.0
 TAU_WRITES_S: Final = 3600.0
@@ -195,6 +205,7 @@ class Controller:
         self._rng = rng
         self._accepted = RateMeter()
         self._online = False
+        self._online_s = 0.0
         self._hold_until_s = 0.0
         self._share = 0.0
         self._peak = 0.0
@@ -227,6 +238,7 @@ class Controller:
         to_cold = self._move(seen)
         return Decision(
             replay_bytes_per_s=replay,
+            window_bytes=_window(seen.committed_bytes_s),
             compression_level=self._level.level,
             to_cold=to_cold,
             shed=self._shed(seen),
@@ -259,6 +271,7 @@ class Controller:
 
     def _connected(self, now_s: float) -> None:
         self._online = True
+        self._online_s = now_s
         self._share = 0.0
         self._peak, self._excess = 0.0, None
         self._fell_s, self._stale = -math.inf, False
@@ -312,6 +325,8 @@ class Controller:
                 return
             self._fell_s = seen.now_s
         share = self._share * math.exp(min(step, 1.0))
+        if seen.committed_bytes_s is None and seen.now_s - self._online_s < UNTOLD_S:
+            share = min(share, 2.0 * settings.replay_bytes_per_s_start)
         if seen.replayed_bytes_s is not None:
             self._peak = max(seen.replayed_bytes_s, self._peak * math.exp(-dt_s))
             if step > 0:
@@ -363,6 +378,16 @@ class Controller:
             # All of it is acknowledged, or none: there is nothing to choose between.
             return "oldest"
         return "taken_first" if max(self._insurance, SOUND_STREAM) < seen.unacked_bytes / held else "oldest"
+
+
+def _window(committed_bytes_s: float | None) -> float | None:
+    """Return what may be on its way: what the database takes in `WINDOW_S` (Little's law), and somewhat more to grow by.
+
+    Rates alone can't hold live latency: what is told of the database is half a second old.
+    """
+    if committed_bytes_s is None:
+        return None
+    return max(WINDOW_MIN_BYTES, WINDOW_GAIN * WINDOW_S * committed_bytes_s)
 
 
 def _virtual(queue: float, use: float, slots: float) -> float:

@@ -54,6 +54,7 @@ class Governor:
         seen = self._look()
         decision = self.decision = self._controller.step(seen)
         self._publisher.pace.bytes_per_s = decision.replay_bytes_per_s
+        self._publisher.pace.bound(decision.window_bytes)
         self._storage.cold_level = decision.compression_level if decision.to_cold else None
         HOURS_LEFT.set(float("nan") if decision.hours_left is None else decision.hours_left)
         REPLAY_RATE.set(decision.replay_bytes_per_s)
@@ -92,6 +93,7 @@ class Governor:
             capacity_cold_bytes=held.capacity_cold_bytes,
             ack_latency_s=publisher.ack_latency_s(now_s),
             commit_lag_s=publisher.lag.take(now_s),
+            committed_bytes_s=publisher.lag.committed_bytes_s(),
             replayed_bytes_s=(replayed - self._replayed) / dt_s,
             cpu_share=(cpu_s - self._cpu_s) / dt_s,
             written_bytes_s=self._io.per_s(now_s),

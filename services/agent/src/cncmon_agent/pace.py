@@ -15,6 +15,9 @@ RECENT: Final = 0.2
 QUIET_S: Final = 1.0
 """Five rounds of the watermark: who has waited longer waits for the database."""
 
+PASSED_S: Final = 1.5
+"""Over how long it is averaged what gets into the database: some seven documents."""
+
 WAITING_MAX: Final = 4096
 """Messages whose way to the database is watched: 20 s of them, `APART_S` apart."""
 
@@ -30,6 +33,28 @@ class Pace:
         self._tokens = 0.0
         self._at_s = time.monotonic()
         self._changed = asyncio.Event()
+        self._committed = 0
+        self._window: float | None = None
+
+    def begin(self) -> None:
+        """A connection begins: nothing is on its way."""
+        self._committed = self.spent_bytes
+        self._window = None
+        self._changed.set()
+
+    def committed(self, spent_bytes: int) -> None:
+        """The database has what was sent before so many bytes were."""
+        self._committed = max(self._committed, spent_bytes)
+        self._changed.set()
+
+    def bound(self, window_bytes: float | None) -> None:
+        """Have so much on its way to the database at most; None: any amount."""
+        self._window = window_bytes
+        self._changed.set()
+
+    @property
+    def _full(self) -> bool:
+        return self._window is not None and self.spent_bytes - self._committed >= self._window
 
     @property
     def bytes_per_s(self) -> float:
@@ -50,9 +75,9 @@ class Pace:
     async def ready(self) -> None:
         """Wait until something may be sent."""
         self._earn()
-        while self._tokens < 0 or not self._rate:
+        while self._tokens < 0 or not self._rate or self._full:
             self._changed.clear()
-            wait_s = -self._tokens / self._rate if self._rate else None
+            wait_s = -self._tokens / self._rate if self._rate and not self._full else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             self._earn()
@@ -99,33 +124,49 @@ class CommitLag:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, float]] = deque()
+        self._waiting: deque[tuple[int, float, int]] = deque()
+        self._passed: deque[tuple[float, int]] = deque()
         self._heard = False
         self._newest_s: float | None = None
 
     def begin(self) -> None:
         """A new connection."""
         self._waiting.clear()
+        self._passed.clear()
         self._heard = False
         self._newest_s = None
 
-    def taken(self, stream_seq: int, now_s: float) -> None:
-        """The stream took a message of ours."""
+    def taken(self, stream_seq: int, now_s: float, spent_bytes: int = 0) -> None:
+        """The stream took a message of ours. spent_bytes: of the backlog, sent up to then."""
         if self._waiting and stream_seq < self._waiting[-1][0]:
             # Another stream, or one that went back: no floor of it will ever pass what the one before gave out.
             self._waiting.clear()
         # While the database is away there is nothing to be learned from more of them.
         if len(self._waiting) < WAITING_MAX and (not self._waiting or now_s - self._waiting[-1][1] >= APART_S):
-            self._waiting.append((stream_seq, now_s))
+            self._waiting.append((stream_seq, now_s, spent_bytes))
 
-    def told(self, floor: int, now_s: float) -> None:
-        """Everything up to a stream sequence is in the database."""
-        passed: float | None = None
+    def told(self, floor: int, now_s: float) -> int | None:
+        """Everything up to a stream sequence is in the database; return `spent_bytes` of the newest message there, or
+        None where that is no news.
+        """
+        newest: tuple[int, float, int] | None = None
         while self._waiting and self._waiting[0][0] <= floor:
-            passed = self._waiting.popleft()[1]
-        if passed is not None:
-            self._heard = True
-            self._newest_s = now_s - passed
+            newest = self._waiting.popleft()
+        if newest is None:
+            return None
+        self._heard = True
+        self._newest_s = now_s - newest[1]
+        self._passed.append((now_s, newest[2]))
+        while now_s - self._passed[0][0] > PASSED_S and len(self._passed) > 2:
+            self._passed.popleft()
+        return newest[2]
+
+    def committed_bytes_s(self) -> float | None:
+        """Return how much of the backlog gets into the database a second, of late; None where nothing has yet."""
+        if not self._heard:
+            return None
+        (began_s, before), (ended_s, after) = self._passed[0], self._passed[-1]
+        return (after - before) / (ended_s - began_s) if ended_s > began_s else 0.0
 
     def take(self, now_s: float) -> float | None:
         """Return how long the newest message took that got there since the last call, or the age of the oldest that

@@ -120,6 +120,7 @@ class Publisher:
         self._lanes = [live, backlog]
         self.latency.begin()
         self.lag.begin()
+        self.pace.begin()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._live(client, js, live))
@@ -269,7 +270,7 @@ class Publisher:
             self._record.acked(flight.delivery.epoch.epoch, flight.seq, ack.seq)
         self._deliveries.taken(flight.delivery, flight.seq, ack.seq, now_s, duplicate=bool(ack.duplicate))
         if not ack.duplicate:
-            self.lag.taken(ack.seq, now_s)
+            self.lag.taken(ack.seq, now_s, self.pace.spent_bytes)
         self.progress.set()
 
     def _failed(self, flight: _Flight) -> None:
@@ -311,7 +312,8 @@ class Publisher:
             log.warning("watermark document can't be read", error=str(error))
             return
         self._deliveries.told(document)
-        self.lag.told(self._deliveries.floor, time.monotonic())
+        if (committed := self.lag.told(self._deliveries.floor, time.monotonic())) is not None:
+            self.pace.committed(committed)
         self.wake()
         self.progress.set()
 
