@@ -10,6 +10,7 @@ import random
 import statistics
 import sys
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -98,8 +99,15 @@ class Edge:
     online: bool = True
     sent: list[float] = field(default_factory=lambda: [0.0])
     acked: float = 0.0
+    committed: float = 0.0
+    told: deque[tuple[float, float]] = field(default_factory=lambda: deque([(0.0, 0.0)], maxlen=7))
     replayed_s: float = 0.0
     decision: Decision = field(default_factory=lambda: decision(0.0))
+
+    def committed_bytes_s(self) -> float | None:
+        """Return what gets into the database a second, as the agent averages it over some documents."""
+        (began_s, before), (ended_s, after) = self.told[0], self.told[-1]
+        return (after - before) / (ended_s - began_s) if after > 0 and ended_s > began_s else None
 
 
 PORTION_BYTES = 215e3
@@ -252,6 +260,11 @@ class Cloud:
         ack_s = BASE_ACK_S + self.stream.delay_s
         if slot % TOLD_SLOTS == 0:
             self.lag_s = 0.05 + self.database.delay_s
+            # What has left the database had left the stream, and before that come into it, in the same order.
+            done = bisect_left(self.stream.came, self.database.left - 1e-3)
+            for edge in self.edges:
+                edge.committed = edge.sent[min(done, len(edge.sent) - 1)]
+                edge.told.append((now_s, edge.committed))
         if online:
             self.live.append(LIVE_BASE_S + ack_s + self.database.delay_s)
         acked_slot = self.stream.leaving
@@ -270,6 +283,8 @@ class Cloud:
         # While the stream keeps up, room comes back with each answer; else with what leaves the queue, slot by slot.
         turns = 1.0 if self.stream.held >= 1.0 else SLOT_S / BASE_ACK_S
         room = max(IN_FLIGHT_BYTES - (edge.sent[-1] - edge.acked), 0.0) * turns
+        if edge.decision.window_bytes is not None:
+            room = min(room, max(edge.decision.window_bytes - (edge.sent[-1] - edge.committed), 0.0))
         replay = min(edge.decision.replay_bytes_per_s * SLOT_S, edge.backlog, room)
         edge.backlog -= replay
         edge.replayed_s = replay / SLOT_S
@@ -292,6 +307,7 @@ class Cloud:
                 capacity_warm_bytes=4e9,
                 ack_latency_s=ack_s if edge.online else None,
                 commit_lag_s=self.lag_s if edge.online else None,
+                committed_bytes_s=edge.committed_bytes_s() if edge.online else None,
                 replayed_bytes_s=edge.replayed_s,
             )
         )

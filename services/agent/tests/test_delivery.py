@@ -505,7 +505,7 @@ class World(RuleBasedStateMachine):
         while watermark + 1 in self.ledger:
             watermark += 1
         epochs = {EPOCH: watermark} if lists_us or watermark else {}
-        self.documents.append(Watermark(1, str(self.created), self.floor, epochs))
+        self.documents.append(Watermark(1, f"{self.created:06}", self.floor, epochs))
 
     @rule(count=st.integers(0, 5))
     def ingest_stores_and_the_edge_is_told(self, count: int) -> None:

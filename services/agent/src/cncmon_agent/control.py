@@ -64,7 +64,7 @@ class ControlSettings(Struct, frozen=True):
     """Replay begins at random so late after a connection; one minute of backlog still goes within 2 s."""
     ack_slack_s: float = 0.05
     """Ack latency over its floor that is aimed at: a tenth of the 500 ms that a live sample may take."""
-    commit_slack_s: float = 0.2
+    commit_slack_s: float = 0.12
     """Time from stream to database over its floor that is aimed at; the watermark is told every 200 ms."""
     v: float = 1.0
     """V of drift plus penalty. Larger: fewer CPU seconds and writes, slower changes of rate, longer queues."""

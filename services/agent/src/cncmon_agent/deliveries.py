@@ -34,6 +34,8 @@ class Deliveries:
 
     def add_earlier(self, buffer: Buffer, epoch: Epoch) -> Delivery:
         """Drain an earlier epoch's batches too; those of them that came first go first."""
+        # A power cut may have brought back what was freed.
+        buffer.free(epoch.freed_seq)
         delivery = Delivery(buffer, epoch, self._window_s, time.monotonic())
         if self._acked_in in ("", self.stream_created):
             self._highest_taken = max(self._highest_taken, epoch.acked_stream_seq)
@@ -136,7 +138,8 @@ class Deliveries:
             # Written before the server was asked, or the stream was made anew since: that it can tell, and we can't. A
             # floor of another stream would be taken for evidence that everything in this one was passed.
             self.unsure = True
-        elif document.stream_created not in self._past:
+        elif document.stream_created >= self.stream_created and document.stream_created not in self._past:
+            # RFC 3339 in UTC sorts by time: where the server may not be asked, the stream that was made last is the one.
             self._made(document.stream_created)
             self.floor = document.committed_floor
 
