@@ -381,7 +381,7 @@ class Controller:
 
 
 def _window(committed_bytes_s: float | None) -> float | None:
-    """Return what may be on its way: what the database takes in `WINDOW_S` (Little's law), and somewhat more to grow by.
+    """Return what may be on its way: what the database takes in `WINDOW_S` (Little's law), and some more to grow by.
 
     Rates alone can't hold live latency: what is told of the database is half a second old.
     """

@@ -139,7 +139,7 @@ class Deliveries:
             # floor of another stream would be taken for evidence that everything in this one was passed.
             self.unsure = True
         elif document.stream_created >= self.stream_created and document.stream_created not in self._past:
-            # RFC 3339 in UTC sorts by time: where the server may not be asked, the stream that was made last is the one.
+            # RFC 3339 in UTC sorts by time: where the server may not be asked, the stream that was made last counts.
             self._made(document.stream_created)
             self.floor = document.committed_floor
 
