@@ -94,3 +94,26 @@ def test_without_a_word_of_the_database_nothing_is_known_of_it() -> None:
         lag.taken(number, 0.0)
     assert lag.take(1000.0) is None
     assert len(lag._waiting) <= 4096
+
+
+async def test_what_is_on_its_way_is_bounded_and_what_came_twice_is_not_on_its_way() -> None:
+    pace = Pace(1e9)
+    pace.bound(1000)
+    pace.spend(600)
+    await asyncio.wait_for(pace.ready(), 1)
+    pace.spend(600)
+    waiting = asyncio.create_task(pace.ready())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    # A duplicate: the database has it by another message, and no floor will tell of this one.
+    pace.refund(600)
+    await asyncio.wait_for(waiting, 1)
+    pace.spend(600)
+    waiting = asyncio.create_task(pace.ready())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    pace.committed(1200)
+    await asyncio.wait_for(waiting, 1)
+    pace.spend(5000)
+    pace.begin()
+    await asyncio.wait_for(pace.ready(), 1)

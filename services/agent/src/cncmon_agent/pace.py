@@ -47,6 +47,11 @@ class Pace:
         self._committed = max(self._committed, spent_bytes)
         self._changed.set()
 
+    def refund(self, size: int) -> None:
+        """So much of what was sent will not get there by that, or was there before."""
+        self._committed = min(self.spent_bytes, self._committed + size)
+        self._changed.set()
+
     def bound(self, window_bytes: float | None) -> None:
         """Have so much on its way to the database at most; None: any amount."""
         self._window = window_bytes
@@ -135,6 +140,11 @@ class CommitLag:
         self._passed.clear()
         self._heard = False
         self._newest_s = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known to be on its way."""
+        return not self._waiting
 
     def taken(self, stream_seq: int, now_s: float, spent_bytes: int = 0) -> None:
         """The stream took a message of ours. spent_bytes: of the backlog, sent up to then."""

@@ -66,6 +66,7 @@ class _Flight:
     kind: Kind
     lane: "_Lane"
     sent_s: float
+    size: int
 
 
 class _Lane:
@@ -232,7 +233,7 @@ class Publisher:
             self.pace.spend(len(batch.data))
         name = batch.identity
         site, edge = self._settings.site, self._settings.edge
-        flight = _Flight(delivery, seq, name.kind, lane, time.monotonic())
+        flight = _Flight(delivery, seq, name.kind, lane, time.monotonic(), len(batch.data))
         future = await js.publish_async(
             subject_of(name.kind, site, edge), batch.data, headers=name.to_headers(site, edge, ENCODING_ZSTD)
         )
@@ -269,12 +270,19 @@ class Publisher:
         if self._record is not None:
             self._record.acked(flight.delivery.epoch.epoch, flight.seq, ack.seq)
         self._deliveries.taken(flight.delivery, flight.seq, ack.seq, now_s, duplicate=bool(ack.duplicate))
-        if not ack.duplicate:
+        if ack.duplicate:
+            self._refund(flight)
+        else:
             self.lag.taken(ack.seq, now_s, self.pace.spent_bytes)
         self.progress.set()
 
+    def _refund(self, flight: _Flight) -> None:
+        if flight.lane.paced:
+            self.pace.refund(flight.size)
+
     def _failed(self, flight: _Flight) -> None:
         PUBLISH_ERRORS.inc()
+        self._refund(flight)
         flight.delivery.failed(flight.seq)
         self.wake()
 
@@ -314,6 +322,10 @@ class Publisher:
         self._deliveries.told(document)
         if (committed := self.lag.told(self._deliveries.floor, time.monotonic())) is not None:
             self.pace.committed(committed)
+        if self.lag.empty:
+            # Not every message is watched; when all of those are there, only what is in flight is still on its way.
+            flying = sum(flight.size for flight in self._flights if flight.lane.paced)
+            self.pace.committed(self.pace.spent_bytes - flying)
         self.wake()
         self.progress.set()
 
@@ -329,7 +341,8 @@ class Publisher:
             late_s = now_s - min(patience_s, PATIENCE_S_MAX)
             for flight, future in list(self._flights.items()):
                 if flight.sent_s < late_s:
-                    self.latency.observe(now_s - flight.sent_s)
+                    # Lost, as likely as slow: it must not make the next one wait ever longer.
+                    self.latency.observe(min(now_s - flight.sent_s, self._settings.ack_timeout_ms / 1000))
                     future.cancel()
             if not self._deliveries.backlog():
                 # Its pace is zero then, and it waits for another.

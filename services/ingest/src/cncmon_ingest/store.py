@@ -19,7 +19,7 @@ import msgspec
 from cncmon_core import names
 from cncmon_ingest import ledger, rows
 from cncmon_ingest.decode import DeadLetter, Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, speaks_of_data, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 
 LOCK_TIMEOUT_MS = 5_000
@@ -209,6 +209,12 @@ class Store:
             if not isinstance(error, asyncpg.PostgresError):
                 connection.terminate()
             raise translate(error) from error
+        except RuntimeError as error:
+            if "closed" not in str(error):
+                raise
+            # How uvloop says that the connection was reset while a COPY was being written.
+            connection.terminate()
+            raise OutageError(f"the connection was reset: {error}") from error
         except asyncio.CancelledError:
             connection.terminate()
             raise
