@@ -88,7 +88,7 @@ async def test_lost_pubacks_and_reset_connections(plant: Plant) -> None:
             plant.proxy.cut()
             plant.proxy.swallow_acks(0.0, plant.seed)
             await plant.recovered()
-        # All of it was in the stream before, so that recovery says nothing of the connections; and an agent that is told
-        # to stop without one keeps its last batches on its disk.
+        # All of it was in the stream before, so that recovery says nothing of the connections; and an agent that is
+        # told to stop without one keeps its last batches on its disk.
         await plant.flow()
     await plant.holds()
