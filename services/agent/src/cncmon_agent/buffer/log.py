@@ -6,15 +6,16 @@ Belongs to one thread, the event loop's. Nothing here waits for a disk but reads
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from cncmon_agent import ranges
 from cncmon_agent.batch import Batch
-from cncmon_agent.buffer import Stats, ranges, record
+from cncmon_agent.buffer import Stats, record
 from cncmon_agent.buffer import footer as footers
 from cncmon_agent.buffer.appender import Appender
 from cncmon_agent.buffer.quarantine import Quarantine
-from cncmon_agent.buffer.ranges import Range
 from cncmon_agent.buffer.reading import PASSING, Readers
 from cncmon_agent.buffer.segment import Segment
 from cncmon_agent.buffer.store import Store
+from cncmon_agent.ranges import Range
 
 
 class SegmentLog:

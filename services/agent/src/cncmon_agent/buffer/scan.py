@@ -11,12 +11,13 @@ from typing import Final
 
 import msgspec
 
+from cncmon_agent import ranges
 from cncmon_agent.buffer import footer as footers
-from cncmon_agent.buffer import ranges, record
+from cncmon_agent.buffer import record
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.footer import PAGE, Footer, Index
 from cncmon_agent.buffer.names import HEADER_BYTES, VERSION, SegmentName, version_of
-from cncmon_agent.buffer.ranges import Range
+from cncmon_agent.ranges import Range
 
 PIECE: Final = 256 * 1024
 """Bytes read at a time: a log of any size is scanned in this much memory."""

@@ -5,14 +5,15 @@ from typing import Final, Literal
 
 import msgspec
 
+from cncmon_agent import ranges
 from cncmon_agent.batch import Batch
 from cncmon_agent.buffer import footer as footers
-from cncmon_agent.buffer import ranges, record
+from cncmon_agent.buffer import record
 from cncmon_agent.buffer.disk import DiskCalls
 from cncmon_agent.buffer.footer import Footer, Index
 from cncmon_agent.buffer.names import SegmentName
-from cncmon_agent.buffer.ranges import Range
 from cncmon_agent.buffer.scan import Found, index_of
+from cncmon_agent.ranges import Range
 
 Tier = Literal["warm", "cold"]
 DATA_BYTES_MAX: Final = (1 << 24) - 1
