@@ -24,6 +24,7 @@ HEAVY = (
     "httpx",
     "rich",
     "pymodbus",
+    "pyarrow",
 )
 
 

@@ -64,6 +64,13 @@ class Running:
             time.sleep(0.05)
         raise AssertionError(f"never said {event!r}: {self._log.read_text()}")
 
+    def until_looked(self) -> None:
+        """Wait until the agent has looked at its buffer once: every slot sets the metrics."""
+        deadline_s = time.monotonic() + 30
+        while not self.metric("cncmon_edge_buffer_capacity_bytes"):
+            assert time.monotonic() < deadline_s, self._log.read_text()
+            time.sleep(0.02)
+
     def stop(self) -> float:
         """SIGTERM; return how long it took to end, in seconds."""
         began_s = time.monotonic()
@@ -229,7 +236,7 @@ def test_where_a_disk_is_only_preferred_it_runs_in_memory_and_says_so(tmp_path: 
         data.mkdir()
     (data if in_the_way == "data" else data / "spool").touch()
     with running(tmp_path, CNCMON_AGENT_DATA_DIR=str(data), CNCMON_AGENT_SPOOL="preferred") as agent:
-        time.sleep(0.3)
+        agent.until_looked()
         check_memory_only(agent, "a file has that name" if in_the_way == "data" else "File exists")
         assert agent.stop() < 5
 
@@ -238,7 +245,7 @@ def test_a_read_only_folder_where_a_disk_is_only_preferred(tmp_path: Path) -> No
     data = tmp_path / "data"
     settings = {"CNCMON_AGENT_DATA_DIR": str(data), "CNCMON_AGENT_SPOOL": "preferred"}
     with read_only(data), running(tmp_path, **settings) as agent:
-        time.sleep(0.3)
+        agent.until_looked()
         check_memory_only(agent, f"data folder {data} can't be used: ")
         assert agent.stop() < 5
 
@@ -254,14 +261,14 @@ def test_a_full_disk_where_it_is_only_preferred(tmp_path: Path, size: int) -> No
             "CNCMON_AGENT_SPOOL_FREE_BYTES_MIN": "0",
         }
         with running(tmp_path, **settings) as agent:
-            time.sleep(0.3)
+            agent.until_looked()
             check_memory_only(agent, "No space left" if size < 1 << 20 else "no room for batches")
             assert agent.stop() < 5
 
 
 def test_no_disk_on_purpose_is_no_fault(tmp_path: Path) -> None:
     with running(tmp_path, CNCMON_AGENT_DATA_DIR=str(tmp_path / "data"), CNCMON_AGENT_SPOOL="off") as agent:
-        time.sleep(0.3)
+        agent.until_looked()
         failed = json.loads(agent.get("/readyz")[1])["failed"]
         assert list(failed) == ["nats"]
         assert agent.metric("cncmon_edge_buffer_memory_only") == 1
@@ -273,7 +280,7 @@ def test_a_cold_tier_that_is_not_there_is_said_and_the_agent_runs(tmp_path: Path
     with running(tmp_path, **settings) as agent:
         said = agent.wait_for("the cold tier can't be used")
         assert said["reason"] == (f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'data'}")
-        time.sleep(0.3)
+        agent.until_looked()
         assert agent.metric("cncmon_edge_spool_cold_errors") == 1
         assert agent.metric("cncmon_edge_buffer_memory_only") == 0
 

@@ -21,7 +21,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Set logging up for a service; the call returns what was logged since, each line parsed as JSON."""
     root = logging.getLogger()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    libraries = {name: logging.getLogger(name).level for name in ("nats", "pymodbus", "pymodbus.logging", "asyncio")}
+    libraries = {name: logging.getLogger(name).level for name in ("nats", "asyncio")}
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     logs.setup("agent", "info")
@@ -144,6 +144,6 @@ def test_exceptions_have_their_traceback_in_the_line(lines: Lines) -> None:
 
 
 def test_libraries_that_tell_everything_twice_are_quiet(lines: Lines) -> None:
-    for name in ("nats.aio.client", "pymodbus.logging", "asyncio"):
+    for name in ("nats.aio.client", "asyncio"):
         logging.getLogger(name).error("again and again")
     assert lines() == []

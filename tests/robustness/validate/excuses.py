@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from robustness.validate.promised import Line, Promised
+from cncmon_standalone.proof.accepted import Line
+from robustness.validate.promised import Promised
 
 FOUND_BY_INGEST = frozenset({"epoch_abandoned"})
 """Reasons that no agent gives."""

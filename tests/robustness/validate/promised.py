@@ -7,32 +7,12 @@ The accepted log holds three kinds of lines, each written with one call that a k
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-from cncmon_standalone.proof.accepted import AcceptedLog, Place, Taken
+from cncmon_standalone.proof.accepted import AcceptedLog, Line, Place, Taken, decode_line
 
-
-class Line(msgspec.Struct):
-    """One line of an accepted log."""
-
-    epoch: int
-    seq: int = 0
-    kind: str = "samples"
-    base: int = 0
-    samples: list[tuple[str, int | None, datetime]] = []
-    acked: int | None = None
-    synced: int | None = None
-
-    @property
-    def accepts(self) -> bool:
-        """Whether it says that a batch was accepted."""
-        return self.acked is None and self.synced is None
-
-
-_decode = msgspec.json.Decoder(Line).decode
 _LINE = b'{"epoch"'
 
 
@@ -110,7 +90,7 @@ class Promised(AcceptedLog):
             with path.open("rb") as file:
                 for number, text in enumerate(file, 1):
                     try:
-                        line = _decode(text)
+                        line = decode_line(text)
                     except msgspec.MsgspecError as error:
                         if not (killed or self._killed):
                             raise TornLogError(f"{path}:{number}: {error}") from error
@@ -118,7 +98,7 @@ class Promised(AcceptedLog):
                         start = text.rfind(_LINE)
                         if start <= 0:
                             continue
-                        line = _decode(text[start:])
+                        line = decode_line(text[start:])
                     killed = killed or line.epoch in self._killed
                     yield line
 
@@ -158,6 +138,6 @@ def _backwards(path: Path, block_bytes: int = 1 << 20) -> Iterator[Line]:
 
 def _try(text: bytes) -> Line | None:
     try:
-        return _decode(text)
+        return decode_line(text)
     except msgspec.MsgspecError:
         return None

@@ -25,7 +25,7 @@ from cncmon_agent.delivery import Delivery, is_held
 from cncmon_agent.durable_file import DurableFile
 from cncmon_agent.epochs import Epoch, Epochs
 from cncmon_agent.errors import FolderError, FolderInUseError
-from cncmon_agent.folder import DataFolder
+from cncmon_agent.folder import UNSTAMPED, DataFolder
 from cncmon_agent.gaps import GapTeller
 from cncmon_agent.governor import SLOT_S, Governor
 from cncmon_agent.heartbeat import Heartbeat
@@ -80,7 +80,7 @@ class Agent:
         self.storage = Storage(settings, current.epoch, path, self._record, next(iter(self._problems), None))
         self.batcher = Batcher(settings, current.epoch, self.storage.buffer, self._record, self.clock.now)
         self.unstamped, spool = make_unstamped(settings, self.clock, path)
-        self._unstamped_care = SpoolCare("unstamped", spool, settings.sync_interval_ms) if spool is not None else None
+        self._unstamped_care = SpoolCare(UNSTAMPED, spool, settings.sync_interval_ms) if spool is not None else None
         self.mover = Mover(self.unstamped, _MainLog(self.batcher, self.storage), current.epoch)
         self.deliveries = Deliveries(
             self.storage.buffer, current, settings.duplicate_window_s, self.epochs.stream_created

@@ -9,6 +9,10 @@ from typing import Final
 from cncmon_agent.errors import FolderError, FolderInUseError
 
 LOCK: Final = "lock"
+SPOOL: Final = "spool"
+"""Within it: the log of batches."""
+UNSTAMPED: Final = "unstamped"
+"""Within it: the log of samples that have no time yet."""
 PROBE: Final = "probe"
 
 PROBE_BYTES: Final = 64 << 10

@@ -227,7 +227,7 @@ class Publisher:
             lane.room.release()
             PUBLISH_ERRORS.inc()
             self._stuck = self.stream_error = _too_large(batch, client.max_payload)
-            log.error("samples are kept here for now", reason=self._stuck)
+            log.error("a batch is kept here until NATS can take it", reason=self._stuck)
             return
         if lane.paced:
             self.pace.spend(len(batch.data))
@@ -288,7 +288,7 @@ class Publisher:
 
     def _refuse(self, flight: _Flight, said: str | None) -> None:
         if said is not None and said != self.stream_error:
-            log.error("samples are kept here for now", reason=said)
+            log.error("samples are kept here until NATS takes them", reason=said)
             self.stream_error = said
         self._refused_until_s = time.monotonic() + self._settings.refused_retry_ms / 1000
         self._failed(flight)

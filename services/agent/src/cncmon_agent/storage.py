@@ -15,13 +15,12 @@ from cncmon_agent.buffer.segment import Segment
 from cncmon_agent.buffer.spool import Order, Spool
 from cncmon_agent.buffer.store import SpoolSettings
 from cncmon_agent.buffer.tiered import TieredBuffer
+from cncmon_agent.folder import SPOOL
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.spool_care import SpoolCare
 from cncmon_core import logs
 
 log = logs.get(__name__)
-
-FOLDER: Final = "spool"
 
 COLD_EVERY_S: Final = 1.0
 """How often it is looked whether a segment is to be moved."""
@@ -87,7 +86,7 @@ class Storage:
         self.memory_only: str | None = None
         self.cold_missing: str | None = None
         spool = self._open(folder, unusable or f"data folder {settings.data_dir} can't be used")
-        self.care = SpoolCare(FOLDER, spool, settings.sync_interval_ms) if spool is not None else None
+        self.care = SpoolCare(SPOOL, spool, settings.sync_interval_ms) if spool is not None else None
         self.log: SegmentLog | None = spool.begin(epoch) if spool is not None else None
         self._hot = HotRing(settings.hot_bytes_max)
         self.buffer = TieredBuffer(self._hot, self.log)
@@ -105,7 +104,7 @@ class Storage:
         try:
             if folder is None:
                 raise SpoolError(unusable)
-            spool = Spool(folder / FOLDER, spool_settings(settings))
+            spool = Spool(folder / SPOOL, spool_settings(settings))
             if (full := no_room(spool)) is not None:
                 spool.close()
                 raise SpoolError(f"data folder {settings.data_dir}: {full}")

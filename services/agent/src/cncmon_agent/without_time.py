@@ -9,11 +9,11 @@ from cncmon_agent.buffer.hot import HotRing
 from cncmon_agent.buffer.spool import Spool
 from cncmon_agent.clock import Clock
 from cncmon_agent.durable_file import DurableFile
+from cncmon_agent.folder import UNSTAMPED
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import no_room, spool_settings
 from cncmon_agent.unstamped import MemoryFile, MemoryLogs, Unstamped
 
-FOLDER = "unstamped"
 FILE = "unstamped.json"
 
 
@@ -32,7 +32,7 @@ def make_unstamped(settings: AgentSettings, clock: Clock, folder: Path | None) -
     spool: Spool | None = None
     if folder is not None and settings.spool != "off":
         try:
-            spool = Spool(folder / FOLDER, spool_settings(settings, cold=False))
+            spool = Spool(folder / UNSTAMPED, spool_settings(settings, cold=False))
             if no_room(spool) is not None:
                 # Memory is better than nothing, and what is on disk already must not wait for the room.
                 spool.close()

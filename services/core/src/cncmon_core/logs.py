@@ -63,7 +63,7 @@ def setup(service: str, level: str = "info") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Their errors reach us as exceptions and are told in our own words; their logs would tell them again, per poll.
-    for library in ("nats", "pymodbus", "pymodbus.logging", "asyncio"):
+    for library in ("nats", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 

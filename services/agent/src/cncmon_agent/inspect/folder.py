@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,11 +12,8 @@ from cncmon_agent.buffer.segment import Tier
 from cncmon_agent.buffer.spool import COLD_FOLDER
 from cncmon_agent.epochs import FILE as EPOCHS_FILE
 from cncmon_agent.epochs import EpochsFile
+from cncmon_agent.folder import SPOOL, UNSTAMPED
 from cncmon_agent.inspect.errors import InspectError
-
-SPOOL: Final = "spool"
-UNSTAMPED: Final = "unstamped"
-"""Logs of samples that were taken before the time was known; each has a number where the others have an epoch."""
 
 
 class SegmentFile(NamedTuple):

@@ -33,7 +33,9 @@ class Taken(NamedTuple):
     place: Place
 
 
-class _Line(msgspec.Struct):
+class Line(msgspec.Struct):
+    """One line of an accepted log."""
+
     epoch: int
     seq: int = 0
     kind: str = "samples"
@@ -42,8 +44,13 @@ class _Line(msgspec.Struct):
     acked: int | None = None
     synced: int | None = None
 
+    @property
+    def accepts(self) -> bool:
+        """Whether it says that a batch was accepted."""
+        return self.acked is None and self.synced is None
 
-_decode = msgspec.json.Decoder(_Line).decode
+
+decode_line = msgspec.json.Decoder(Line).decode
 
 
 class AcceptedLog:
@@ -67,7 +74,7 @@ class AcceptedLog:
     def samples(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Taken]:
         """Yield the accepted samples of the machines that are wanted."""
         for line in self._lines():
-            if line.acked is not None or line.synced is not None:
+            if not line.accepts:
                 continue
             if self._promised_only and not self._is_promised(line):
                 continue
@@ -75,22 +82,22 @@ class AcceptedLog:
                 if wanted(machine_id):
                     yield Taken(machine_id, counter, timestamp, Place(line.epoch, line.seq, frame))
 
-    def _is_promised(self, line: _Line) -> bool:
+    def _is_promised(self, line: Line) -> bool:
         return line.seq <= self._synced.get(line.epoch, 0) or (line.epoch, line.seq) in self._acked
 
     def machines(self) -> Counter[str]:
         """Return how many samples of each machine there are."""
         return Counter(sample.machine_id for sample in self.samples())
 
-    def _lines(self) -> Iterator[_Line]:
+    def _lines(self) -> Iterator[Line]:
         with self._path.open("rb") as file:
             for number, text in enumerate(file, 1):
                 try:
-                    yield _decode(text)
+                    yield decode_line(text)
                 except msgspec.MsgspecError as error:
                     if not self._promised_only:
                         raise StandaloneError(f"the agent's accepted log {self._path}:{number}: {error}") from error
                     # What the killed agent was writing; the next start's first line may hang on to it.
                     start = text.rfind(b'{"epoch"')
                     if start > 0:
-                        yield _decode(text[start:])
+                        yield decode_line(text[start:])
