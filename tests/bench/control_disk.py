@@ -7,7 +7,8 @@ zstd as the machine the levels were measured on.
 from dataclasses import dataclass
 from typing import Protocol
 
-from cncmon_agent.control import LEVELS, Decision, Observation
+from cncmon_agent.compression import LEVELS
+from cncmon_agent.control import Decision, Observation
 
 SLOT_S = 10.0
 MB = 1e6

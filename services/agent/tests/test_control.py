@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cncmon_agent.control import LEVELS, QUEUE_MAX, Controller, ControlSettings, Decision, Observation
+from cncmon_agent.compression import LEVELS
+from cncmon_agent.control import QUEUE_MAX, Controller, ControlSettings, Decision, Observation
 
 SETTINGS = ControlSettings()
 GB = 1e9

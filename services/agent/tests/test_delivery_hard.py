@@ -36,7 +36,7 @@ from cncmon_agent.buffer.store import SpoolSettings
 from cncmon_agent.closings import Closings
 from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
-from cncmon_agent.epochs import FILE, Epoch, Epochs
+from cncmon_agent.epochs import FILE, Epoch, Epochs, EpochsFile
 from cncmon_agent.gaps import GAPS_MAX, GapTeller, gaps_of
 from cncmon_agent.mover import Mover
 from cncmon_agent.settings import AgentSettings
@@ -487,6 +487,34 @@ def sync(spool: Spool) -> None:
 
 def agent_on(settings: AgentSettings) -> Agent:
     return Agent(settings, NatsLink(NatsSettings(servers=("nats://127.0.0.1:9",)), "agent"))
+
+
+async def test_delivery_a7_what_a_disk_holds_that_can_not_be_read_is_no_gap(
+    tmp_path: Path, settings_of: Callable[..., Any]
+) -> None:
+    """The log's folder fails, the epochs file beside it doesn't, and the agent goes on in memory.
+
+    All of the earlier epoch looked lost then; it was declared as a gap, and its closing forgotten once that was heard.
+    """
+    settings = settings_of(spool="preferred")
+    data = Path(settings.data_dir)
+    data.mkdir()
+    old = Epoch(OLD, last_seq=9, last_samples=18, freed_seq=2, freed_samples=4, closed=True)
+    (data / FILE).write_bytes(msgspec.json.encode(EpochsFile(old)))
+    (data / "spool").touch()
+    agent = agent_on(settings)
+    agent.gaps.go(online=True)
+    recovering = asyncio.create_task(agent._recover())
+    keeping = asyncio.create_task(agent._keep())
+    await recovering
+    agent.deliveries.told(Watermark(1, "made", 0, {OLD: 2}))
+    await asyncio.sleep(1.3)
+    keeping.cancel()
+    assert list(agent.storage.buffer) == []
+    assert [epoch.epoch for epoch in agent.epochs.open] == [OLD]
+    # Still said to be there, or the cloud side would take it for abandoned.
+    first = agent.heartbeat().epochs[0]
+    assert (first.epoch, first.last_seq) == (OLD, 9)
 
 
 async def test_delivery_a7_a_lost_epochs_file_hides_no_gap(tmp_path: Path, settings_of: Callable[..., Any]) -> None:

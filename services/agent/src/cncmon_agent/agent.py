@@ -207,6 +207,11 @@ class Agent:
     async def _recover(self) -> None:
         """Once everything on disk is known: drain earlier epochs, close them, and move what had no time."""
         await self.storage.wait_recovered()
+        if self.storage.fell_back:
+            # What earlier starts left may well be on the disk that can't be read now: of that nothing can be said. A
+            # start that reads it drains and closes it.
+            self.mover.recovered([])
+            return
         left = dict(self.storage.spool.earlier) if self.storage.spool is not None else {}
         known = {epoch.epoch for epoch in self.epochs.open}
         # Those that the epochs file does not know: it was lost. What is not there any more of them may be in the
@@ -236,7 +241,7 @@ class Agent:
             await asyncio.sleep(min(UPKEEP_S, self._settings.state_save_ms / 1000))
             if self.clock.follow():
                 log.warning("the wall clock was set", steps=self.clock.steps)
-            if self.storage.recovered:
+            if self.storage.recovered and not self.storage.fell_back:
                 self.gaps.step()
                 for epoch in self.closings.step():
                     if self.storage.spool is not None:
@@ -284,6 +289,7 @@ class Agent:
     def heartbeat(self) -> Heartbeat:
         """Return what there is to say now."""
         reports = self.machines.reports()
+        drained = self.deliveries.earlier
         for state in ("connecting", "connected", "offline"):
             heartbeat.MACHINES.labels(state).set(sum(report.state == state for report in reports))
         return Heartbeat(
@@ -292,7 +298,10 @@ class Agent:
             site=self._settings.site,
             edge=self._settings.edge,
             epoch=self.epochs.current.epoch,
-            epochs=[heartbeat.epoch_report(delivery) for delivery in self.deliveries],
+            epochs=[
+                *[heartbeat.unread_report(epoch) for epoch in self.epochs.open if epoch.epoch not in drained],
+                *[heartbeat.epoch_report(delivery) for delivery in self.deliveries],
+            ],
             time=self.clock.now(),
             uptime_s=round(time.monotonic() - self._started_s, 1),
             buffer=heartbeat.buffer_report(self.storage, self.deliveries, self.governor.decision, self.clock.now()),

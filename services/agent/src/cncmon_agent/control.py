@@ -21,7 +21,9 @@ Each slot minimises the bound of drift plus penalty, Σ q · growth(q | a) + V p
   solved by u = u₀ + g dt / V (min(B, 1) - x (1 + Z) (R₀ / R_ref)^¼). The penalty is the distance from the last
   share: nothing is known of the latency at rates far from it. The root makes whoever has more give way more, so that
   edges that share a server come to equal shares. The rate is R min(B, 1) / (1 + x): what stands in the server's queue
-  takes its part of the share away at once, before anything is learned from it; without that the loop swings.
+  takes its part of the share away at once, before anything is learned from it; without that the loop swings. What is
+  told of the database is late: u falls again only on news of what went out after the last fall, and what is on its way
+  is bounded by what the database takes in `WINDOW_S` (Little's law), whatever the rate.
 * cold and level, over "stay" (0) and "move at level l", for each MB:
       min of  -W relief(l) + C kept(l) + (V + U) c_cpu cpu_s(l) + (V + D) c_write kept(l)
 * shed: the smaller expected loss of a byte: I (or what a sound stream is trusted with) if the stream has it, else 1.
@@ -35,6 +37,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from cncmon_agent.compression import LEVELS
 from cncmon_agent.forecast import RateMeter, hours_left
 
 QUEUE_MAX: Final = 8.0
@@ -141,26 +144,6 @@ class Queues(Struct, frozen=True):
     cpu: float
     insurance: float
 
-
-class Level(Struct, frozen=True):
-    """What a zstd level saves (share of bytes) and costs (CPU seconds for each MB read) against level 1."""
-
-    level: int
-    gain: float
-    cpu_s: float
-
-
-LEVELS: Final = (
-    Level(1, 0.0, 0.01),
-    Level(6, 0.034, 0.07),
-    Level(9, 0.071, 0.10),
-    Level(12, 0.088, 0.25),
-    Level(15, 0.174, 1.1),
-    Level(19, 0.203, 3.7),
-)
-"""Measured on batches of 500 samples of 25 machines, where level 3 saves less than level 1. Only the ratios matter:
-gain is scaled by what is measured on the edge, cost by the CPU queue. Level 1 is a plain copy, worth it to another
-disk."""
 
 CPU_COST: Final = 0.05
 """Penalty of a CPU second, in the unit of a MB's relief at pressure 1."""

@@ -13,6 +13,7 @@ from cncmon_agent.config.report import ConfigReport
 from cncmon_agent.control import Decision
 from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
+from cncmon_agent.epochs import Epoch
 from cncmon_agent.poller import MachineReport
 from cncmon_agent.storage import Storage
 from cncmon_core import __version__
@@ -89,6 +90,16 @@ def epoch_report(delivery: Delivery) -> EpochReport:
     if end - 1 > last_seq and (batch := delivery.buffer.get(end - 1)) is not None:
         last_seq, samples = batch.identity.seq, batch.identity.base + batch.samples
     return EpochReport(epoch.epoch, first, last_seq, epoch.freed_seq, epoch.acked_seq, samples)
+
+
+def unread_report(epoch: Epoch) -> EpochReport:
+    """Return what is to be said of an earlier epoch whose log is not read yet, or can't be: what the file knows of it.
+
+    An epoch that no heartbeat lists any more counts as abandoned.
+    """
+    return EpochReport(
+        epoch.epoch, epoch.freed_seq + 1, epoch.last_seq, epoch.freed_seq, epoch.acked_seq, epoch.last_samples
+    )
 
 
 def buffer_report(storage: Storage, deliveries: Deliveries, decision: Decision | None, now: datetime) -> BufferReport:

@@ -137,6 +137,11 @@ class Storage:
             await self.care.recovered.wait()
 
     @property
+    def fell_back(self) -> bool:
+        """Whether it runs in memory because the disk can't be used, which may hold what earlier starts left."""
+        return self.spool is None and self._settings.spool != "off"
+
+    @property
     def recovered(self) -> bool:
         """Whether everything that earlier starts left on disk is known."""
         return self.care is None or self.care.recovered.is_set()
