@@ -506,7 +506,7 @@ async def test_delivery_a7_what_a_disk_holds_that_can_not_be_read_is_no_gap(
     agent.gaps.go(online=True)
     recovering = asyncio.create_task(agent._recover())
     keeping = asyncio.create_task(agent._keep())
-    await recovering
+    await asyncio.wait_for(recovering, 5)
     agent.deliveries.told(Watermark(1, "made", 0, {OLD: 2}))
     await asyncio.sleep(1.3)
     keeping.cancel()
