@@ -233,3 +233,24 @@ def test_an_earlier_epoch_ends_at_the_last_that_is_known_of_it() -> None:
 
 def test_settings_with_a_disk_that_is_wanted_are_the_default() -> None:
     assert AgentSettings().spool == "required"
+
+
+async def test_delivery_a6_what_is_delivered_still_counts_as_accepted(
+    nats_client: Client, nats_url: str, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """All of it was in the database, and the heartbeat told of no sample: the books did not balance."""
+    ours = ingest.settings_for(postgres_dsn)
+    await bootstrap.ensure(nats_client, ours)
+    settings = agents.settings_for(tmp_path, state_save_ms=60_000)
+    async with agents.running_agent(nats_url, settings) as agent, ingest.running_ingest(nats_url, ours):
+        for sample in bulky.Samples().take(7):
+            agent.batcher.add(sample)
+        agent.batcher.cut()
+
+        async def stored_and_gone() -> bool:
+            return agent.batcher.samples == 7 and not list(agent.storage.buffer)
+
+        await until(stored_and_gone)
+        report = agent.heartbeat().epochs[-1]
+    assert report.accepted_samples == 7
+    assert report.last_seq == report.freed_seq >= 1

@@ -300,7 +300,8 @@ class Agent:
             epoch=self.epochs.current.epoch,
             epochs=[
                 *[heartbeat.unread_report(epoch) for epoch in self.epochs.open if epoch.epoch not in drained],
-                *[heartbeat.epoch_report(delivery) for delivery in self.deliveries],
+                *[heartbeat.epoch_report(delivery) for delivery in drained.values()],
+                heartbeat.epoch_report(self.deliveries.current, self.batcher.samples),
             ],
             time=self.clock.now(),
             uptime_s=round(time.monotonic() - self._started_s, 1),

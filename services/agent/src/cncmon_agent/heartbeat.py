@@ -83,12 +83,16 @@ class Heartbeat(msgspec.Struct):
     problems: list[str]
 
 
-def epoch_report(delivery: Delivery) -> EpochReport:
-    """Return what is to be said of an epoch. Its last batch counts from when it is accepted, synced or not."""
+def epoch_report(delivery: Delivery, accepted_samples: int | None = None) -> EpochReport:
+    """Return what is to be said of an epoch.
+
+    accepted_samples: of the current one, that the batcher has counted; its last batch counts from when it is accepted,
+    synced or not. It may be delivered and gone by now: nothing that is held tells of it then.
+    """
     epoch, (first, end) = delivery.epoch, delivery.buffer.range()
     last_seq, samples = epoch.last_seq, epoch.last_samples
-    if end - 1 > last_seq and (batch := delivery.buffer.get(end - 1)) is not None:
-        last_seq, samples = batch.identity.seq, batch.identity.base + batch.samples
+    if accepted_samples is not None:
+        last_seq, samples = end - 1, accepted_samples
     return EpochReport(epoch.epoch, first, last_seq, epoch.freed_seq, epoch.acked_seq, samples)
 
 
