@@ -58,10 +58,10 @@ def accelerated() -> dict[str, int]:
     return {"state_save_ms": 5000, "heartbeat_ms": 1000, "sync_interval_ms": 20}
 
 
-async def test_outage_of_an_hour(plant: Plant) -> None:
-    await outage(plant, HOUR_S, 250 if LONG else 10)
+OUTAGES = {"hour": (HOUR_S, 250 if LONG else 10)} | ({"day": (24 * HOUR_S, 10)} if LONG else {})
+"""Seconds, and machines at 1 Hz. A day's batches take minutes even accelerated: they belong to the long round."""
 
 
-@pytest.mark.skipif(not LONG, reason="a day's samples are for the long round (CNCMON_ROBUSTNESS=long)")
-async def test_outage_of_a_day(plant: Plant) -> None:
-    await outage(plant, 24 * HOUR_S, 10)
+@pytest.mark.parametrize(("outage_s", "machines"), OUTAGES.values(), ids=OUTAGES.keys())
+async def test_outage(plant: Plant, outage_s: int, machines: int) -> None:
+    await outage(plant, outage_s, machines)
