@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from io import BytesIO
 from typing import Any
 
 import asyncpg
@@ -67,8 +66,9 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
             packed, message = _contents(row, settings)
-            source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
-            await connection.copy_to_table(rows.TABLE, source=source, columns=rows.COLUMNS, format="binary")
+            await connection.copy_to_table(
+                rows.TABLE, source=rows.pieces(packed), columns=rows.COLUMNS, format="binary"
+            )
             await insert_events(connection, message)
     except FrameError as error:
         return Replayed(id_, 0, str(error))

@@ -1,5 +1,6 @@
 """Samples as rows of PostgreSQL's binary COPY format (PostgreSQL manual, COPY, "Binary Format")."""
 
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from struct import Struct as Packer
 from typing import Final
@@ -31,9 +32,23 @@ _STATES = {state: _LENGTH(len(state)) + state.encode() for state in STATES}
 _encode_extras = msgspec.json.Encoder().encode
 _JSONB_VERSION = b"\x01"
 
+PIECE_ROWS: Final = 1000
+"""Rows that go to the server in one piece, some 200 KiB: it works on them while the next are joined."""
+
 TEXTS_MAX: Final = 4096
 _texts: dict[str | None, bytes] = {None: _NULL}
 """Texts as they are packed: machines, modes and programs are few, and come again in every row."""
+
+
+async def pieces(packed: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """Yield rows as a COPY source. Never raises half-way, which would leave asyncpg's COPY hanging.
+
+    Not as a file: asyncpg has a thread read those, and hands the interpreter to it and back for each piece.
+    """
+    yield HEADER
+    for start in range(0, len(packed), PIECE_ROWS):
+        yield b"".join(packed[start : start + PIECE_ROWS])
+    yield TRAILER
 
 
 def microseconds(moment: datetime) -> int:

@@ -10,7 +10,6 @@ want to change it are a deadlock.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -222,10 +221,8 @@ class Store:
 
     async def _copy(self, packed: list[bytes]) -> None:
         if packed:
-            # All bytes at once: asyncpg's COPY hangs when its source raises half-way.
-            source = BytesIO(b"".join((rows.HEADER, *packed, rows.TRAILER)))
             await self._connection.copy_to_table(
-                rows.TABLE, source=source, columns=rows.COLUMNS, format="binary", timeout=TRANSACTION_S_MAX
+                rows.TABLE, source=rows.pieces(packed), columns=rows.COLUMNS, format="binary", timeout=TRANSACTION_S_MAX
             )
 
     async def _insert_dead(self, messages: list[Decoded]) -> None:
