@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from cncmon_agent import drivers, machines
-from cncmon_agent.drivers import Driver, Reading
+from cncmon_agent.drivers import Driver, Reading, Told
 from cncmon_agent.errors import UnreachableError
 from cncmon_agent.machines import MachineSet
 from cncmon_core import machine_files
@@ -182,6 +182,9 @@ class Odd:
     def __init__(self, read: Callable[[], Any]) -> None:
         self._read = read
         self.closed = False
+
+    def ask(self, told: Told) -> bool:
+        return False
 
     async def read(self) -> Reading:
         return await self._read()

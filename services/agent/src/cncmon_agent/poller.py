@@ -11,6 +11,7 @@ from prometheus_client import Counter
 
 from cncmon_agent import drivers, ticks
 from cncmon_agent.clock import Clock
+from cncmon_agent.drivers import Reading
 from cncmon_agent.errors import DriverError
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.signals import SampleMaker, offline_sample
@@ -73,6 +74,8 @@ class Poller:
         self._polled_s: float | None = None
         self._timer: asyncio.Future[None] | None = None
         self._moved = False
+        self._handed_back: asyncio.Future[None] | None = None
+        self._asked = False
         self.last_progress_s = -math.inf
         self.report = MachineReport(self._id, "connecting", clock.now())
 
@@ -97,11 +100,21 @@ class Poller:
             self._interval_s = interval_s
             self._backoff = self._new_backoff()
             # The first poll stays where it is, and while the machine is offline the back-off spaces the tries.
-            if self._timer is not None and self._polled_s is not None and self.report.state != "offline":
-                self._due_s = ticks.aligned_s(max(self._polled_s + interval_s, time.monotonic()), interval_s)
-                self._moved = True
-                _wake(self._timer)
+            if self._polled_s is not None and self.report.state != "offline":
+                self._move(ticks.aligned_s(max(self._polled_s + interval_s, time.monotonic()), interval_s))
         return True
+
+    def _move(self, due_s: float) -> None:
+        """Have the next poll at another time; the one under way, if there is one, says itself when the next is due."""
+        if self._timer is not None:
+            self._due_s = due_s
+            self._moved = True
+            if not self._timer.done():
+                self._timer.set_result(None)
+        elif self._handed_back is not None and not self._handed_back.done() and not self._asked:
+            self._ticks.drop(self._due_s, self._ask)
+            self._due_s = due_s
+            self._ticks.call(due_s, self._ask)
 
     async def run(self) -> None:
         """Poll until cancelled. Polls are due at fixed times; one that comes late does not move those after it."""
@@ -110,19 +123,10 @@ class Poller:
         try:
             while True:
                 await self._sleep()
-                # In whole ms: what rounding adds to each sum would take the polls off their grid in the end.
-                self._polled_s = round(self._due_s * 1000) / 1000
-                wait_s = await self._poll()
-                now_s = self.last_progress_s = time.monotonic()
-                due_s = self._polled_s + self._interval_s
-                late_s = now_s - due_s
-                if wait_s:
-                    due_s = ticks.aligned_s(now_s + wait_s, self._interval_s)
-                elif late_s >= self._interval_s:
-                    missed = int(late_s // self._interval_s)
-                    MISSED.inc(missed)
-                    due_s += missed * self._interval_s
-                self._due_s = due_s
+                self._begin()
+                self._end(await self._poll())
+                if self.report.state == "connected" and not self._failures:
+                    await self._poll_by_callbacks()
         finally:
             await self._driver.close()
 
@@ -138,13 +142,75 @@ class Poller:
             if not self._moved:
                 return
 
+    def _begin(self) -> None:
+        # In whole ms: what rounding adds to each sum would take the polls off their grid in the end.
+        self._polled_s = round(self._due_s * 1000) / 1000
+
+    def _end(self, wait_s: float) -> None:
+        """Say when the next poll is due. wait_s: in how long, where that is not simply the interval."""
+        now_s = self.last_progress_s = time.monotonic()
+        due_s = (self._polled_s or now_s) + self._interval_s
+        late_s = now_s - due_s
+        if wait_s:
+            due_s = ticks.aligned_s(now_s + wait_s, self._interval_s)
+        elif late_s >= self._interval_s:
+            missed = int(late_s // self._interval_s)
+            MISSED.inc(missed)
+            due_s += missed * self._interval_s
+        self._due_s = due_s
+
     async def _poll(self) -> float:
         """Poll once; return how long to wait before the next poll where that is not simply the interval, in seconds."""
         try:
-            values, errors = await self._driver.read()
+            reading = await self._driver.read()
         except DriverError as error:
-            _FAILED.inc()
             return self._on_failure(str(error))
+        self._take(reading)
+        return 0.0
+
+    async def _poll_by_callbacks(self) -> None:
+        """Poll for as long as all is well, without waking this task."""
+        self._handed_back = asyncio.get_running_loop().create_future()
+        self._ticks.call(self._due_s, self._ask)
+        try:
+            await self._handed_back
+        finally:
+            self._handed_back = None
+            self._ticks.drop(self._due_s, self._ask)
+
+    def _ask(self) -> None:
+        handed_back = self._handed_back
+        if handed_back is None or handed_back.done():
+            return
+        self._begin()
+        self._asked = True
+        try:
+            if not self._driver.ask(self._told):
+                self._asked = False
+                handed_back.set_result(None)
+        except Exception as error:
+            _fail(handed_back, error)
+
+    def _told(self, outcome: Reading | DriverError | None) -> None:
+        """Take what became of a poll: the next comes the same way after a good one, and otherwise the task goes on."""
+        handed_back = self._handed_back
+        if handed_back is None or handed_back.done():
+            return
+        self._asked = False
+        try:
+            if isinstance(outcome, Reading):
+                self._take(outcome)
+                self._end(0.0)
+                self._ticks.call(self._due_s, self._ask)
+                return
+            if outcome is not None:
+                self._end(self._on_failure(str(outcome)))
+            handed_back.set_result(None)
+        except Exception as error:
+            _fail(handed_back, error)
+
+    def _take(self, reading: Reading) -> None:
+        values, errors = reading
         _OK.inc()
         # Stamped and handed over without an await in between: both look at the same state of the clock.
         stamp = self._clock.stamp()
@@ -153,11 +219,11 @@ class Poller:
             SIGNAL_ERRORS.inc(len(errors))
         self._on_success(stamp if self._clock.settled else self._clock.now(), errors)
         self._batcher.add(sample)
-        return 0.0
 
     def _on_success(self, now: datetime, errors: dict[str, str]) -> None:
-        self._failures = 0
-        self._backoff.reset()
+        if self._failures:
+            self._failures = 0
+            self._backoff.reset()
         report = self.report
         report.last_sample, report.error = now, None
         if report.state != "connected":
@@ -169,6 +235,7 @@ class Poller:
             report.signals = errors
 
     def _on_failure(self, error: str) -> float:
+        _FAILED.inc()
         self._failures += 1
         self.report.error = error
         now = self._clock.now()
@@ -185,6 +252,7 @@ class Poller:
         return min(self._backoff.next_s(), self._settings.offline_report_ms / 1000)
 
 
-def _wake(timer: "asyncio.Future[None]") -> None:
-    if not timer.done():
-        timer.set_result(None)
+def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
+    """Have who waits for the future raise the error."""
+    if not future.done():
+        future.set_exception(error)

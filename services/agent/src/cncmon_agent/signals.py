@@ -41,6 +41,8 @@ def offline_sample(machine_id: str, timestamp: datetime) -> Sample:
 
 
 def _whole(value: Any) -> int:
+    if type(value) is int and -INT64_MAX <= value <= INT64_MAX:
+        return value
     number: int = round(value)
     if abs(number) > INT64_MAX:
         raise ValueError(f"{number} does not fit 64 bits")
@@ -48,6 +50,8 @@ def _whole(value: Any) -> int:
 
 
 def _word(value: Any) -> str:
+    if type(value) is str and len(value) <= TEXT_CHARS_MAX:
+        return value
     if not isinstance(value, str):
         value = f"{value:g}" if isinstance(value, float) else str(value)
     text: str = value

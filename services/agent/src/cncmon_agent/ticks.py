@@ -6,8 +6,11 @@ machines share; the time between two polls of a machine remains exactly what was
 """
 
 import asyncio
+import contextlib
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 from weakref import ReferenceType, WeakKeyDictionary
 
@@ -32,24 +35,37 @@ class Ticks:
     """The moments of one event loop that somebody waits for: one timer each, however many wait."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[int, list[Callable[[], None]]] = {}
 
-    def at(self, due_s: float) -> "asyncio.Future[None]":
-        """Return a future that is done at a moment of monotonic time, taken to the nearest ms, or at once if it was."""
-        loop = asyncio.get_running_loop()
+    def call(self, due_s: float, callback: Callable[[], None]) -> None:
+        """Call back at a moment of monotonic time, taken to the nearest ms, or soon if it was. It must not raise."""
         due_ms = round(due_s * 1000)
         waiting = self._waiting.get(due_ms)
         if waiting is None:
             waiting = self._waiting[due_ms] = []
+            loop = asyncio.get_running_loop()
             loop.call_later(max(due_ms / 1000 - time.monotonic(), 0), self._wake, due_ms)
-        future: asyncio.Future[None] = loop.create_future()
-        waiting.append(future)
+        waiting.append(callback)
+
+    def drop(self, due_s: float, callback: Callable[[], None]) -> None:
+        """Call back no more, if that was still to come."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._waiting[round(due_s * 1000)].remove(callback)
+
+    def at(self, due_s: float) -> "asyncio.Future[None]":
+        """Return a future that is done at that moment."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.call(due_s, partial(_finish, future))
         return future
 
     def _wake(self, due_ms: int) -> None:
-        for future in self._waiting.pop(due_ms):
-            if not future.done():
-                future.set_result(None)
+        for callback in self._waiting.pop(due_ms):
+            callback()
+
+
+def _finish(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Ticks]] = WeakKeyDictionary()

@@ -4,8 +4,10 @@ A driver opens its connection when first read and again whenever it was lost; th
 polls, back-off and the offline state, so exactly one layer reconnects.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from cncmon_agent.errors import DriverError
 from cncmon_core.machine import Machine
 
 
@@ -16,8 +18,20 @@ class Reading(NamedTuple):
     errors: dict[str, str]
 
 
+Told = Callable[[Reading | DriverError | None], None]
+"""Who is told of an answer; None: something is amiss that only `Driver.read` can deal with."""
+
+
 class Driver(Protocol):
     """Reads one machine."""
+
+    def ask(self, told: Told) -> bool:
+        """Do what `read` does, where that is sending to a machine that is connected: `told` is called with the outcome,
+        once. Return False, and call nobody, where only `read` will do; a driver may always say so.
+
+        To wake a task costs as much as decoding an answer does; this way none is (docs/decisions/0012).
+        """
+        ...
 
     async def read(self) -> Reading:
         """Read every signal once.

@@ -7,7 +7,7 @@ Our own because reading is what the agent does most: docs/decisions/0012 has wha
 import asyncio
 import math
 from struct import Struct
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block
 from cncmon_agent.errors import DriverError, ProtocolError, UnreachableError
@@ -81,6 +81,22 @@ class Question(NamedTuple):
         )
 
 
+class Waiter(Protocol):
+    """Who waits for an answer: a future, or whatever is called just like one."""
+
+    def done(self) -> bool:
+        """Whether nothing is waited for any more."""
+        ...
+
+    def set_result(self, result: bytes, /) -> None:
+        """Take the answer's data."""
+        ...
+
+    def set_exception(self, exception: DriverError, /) -> None:
+        """Take what is wrong."""
+        ...
+
+
 class Client(asyncio.Protocol):
     """One connection. After any failure but `AnsweredError` it is closed: who wants to go on connects again."""
 
@@ -90,7 +106,7 @@ class Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = 0.0
-        self._waiter: asyncio.Future[bytes] | None = None
+        self._waiter: Waiter | None = None
         self._question: Question | None = None
         self._head = b""
         self._rest = b""
@@ -108,10 +124,15 @@ class Client(asyncio.Protocol):
             AnsweredError: an exception.
         """
         waiter: asyncio.Future[bytes] = self._loop.create_future()
+        self.send(question, waiter)
+        return waiter
+
+    def send(self, question: Question, waiter: Waiter) -> None:
+        """Send a request as `ask` does; its answer goes to `waiter`, which may send the next one at once."""
         transport = self._transport
         if transport is None:
             waiter.set_exception(UnreachableError("the connection is closed"))
-            return waiter
+            return
         self._asked = asked = self._asked + 1
         number = (asked & 0xFFFF).to_bytes(2, "big")
         self._question = question
@@ -121,7 +142,6 @@ class Client(asyncio.Protocol):
         self._deadline_s = self._loop.time() + self._timeout_s
         if self._timer is None:
             self._arm()
-        return waiter
 
     def close(self) -> None:
         """End the connection."""

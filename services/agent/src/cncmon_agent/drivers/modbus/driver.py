@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import UnsetType
 
-from cncmon_agent.drivers import Reading
+from cncmon_agent.drivers import Reading, Told
 from cncmon_agent.drivers.modbus.client import AnsweredError, Client, Question, connect
 from cncmon_agent.drivers.modbus.gather import Gather
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block, plan, split
@@ -49,11 +49,22 @@ class ModbusDriver:
         self._gathered = blocks
         self._retry_refused_s = 0.0
         self._client: Client | None = None
+        self._answers = _Answers(self)
 
     @property
     def requests(self) -> int:
         """Requests that one poll takes now."""
         return len(self._planned)
+
+    def ask(self, told: Told) -> bool:
+        """Read every signal once and tell the outcome; False where that takes more than asking what is planned."""
+        client = self._client
+        if client is None or not client.connected or not self._planned:
+            return False
+        if self._refused and time.monotonic() >= self._retry_refused_s:
+            return False
+        self._answers.ask(client, self._planned, told)
+        return True
 
     async def read(self) -> Reading:
         """Read every signal once.
@@ -93,6 +104,12 @@ class ModbusDriver:
             answered.append(block)
             answers.append(answer)
         self._planned = planned
+        return self._reading(answered, answers, errors, failure)
+
+    def _reading(
+        self, answered: list[Block], answers: list[bytes], errors: dict[str, str], failure: DriverError | None = None
+    ) -> Reading:
+        """Return what the answers say; ProtocolError, or `failure`, where that is nothing."""
         values = self._values(answered, answers, errors)
         if self._refused:
             errors |= self._refused
@@ -146,6 +163,47 @@ class ModbusDriver:
             log.warning("signal refused by the device", signal=name, host=self._connection.host, error=error)
         self._refused[name] = error
         self._retry_refused_s = time.monotonic() + RETRY_REFUSED_S
+
+
+class _Answers:
+    """The answers of one poll by `ask`, as they come: what its client takes for a future."""
+
+    def __init__(self, driver: ModbusDriver) -> None:
+        self._driver = driver
+        self._requests: list[_Request] = []
+        self._blocks: list[Block] = []
+        self._answers: list[bytes] = []
+        self._client: Client | None = None
+        self._told: Told | None = None
+
+    def ask(self, client: Client, requests: list[_Request], told: Told) -> None:
+        if requests is not self._requests:
+            self._requests, self._blocks = requests, [request.block for request in requests]
+        self._client, self._answers, self._told = client, [], told
+        client.send(requests[0].question, self)
+
+    def done(self) -> bool:
+        return self._told is None
+
+    def set_result(self, result: bytes) -> None:
+        answers, client = self._answers, self._client
+        answers.append(result)
+        if len(answers) < len(self._requests) and client is not None:
+            client.send(self._requests[len(answers)].question, self)
+            return
+        try:
+            outcome: Reading | DriverError = self._driver._reading(self._blocks, answers, {})
+        except DriverError as error:
+            outcome = error
+        self._tell(outcome)
+
+    def set_exception(self, exception: DriverError) -> None:
+        self._tell(self._driver._unreachable(exception) if isinstance(exception, UnreachableError) else None)
+
+    def _tell(self, outcome: Reading | DriverError | None) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            told(outcome)
 
 
 def _registers(block: Block, answer: bytes) -> Sequence[int]:

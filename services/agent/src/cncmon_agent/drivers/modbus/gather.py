@@ -1,56 +1,86 @@
 """Values of a whole poll at once: what `values` does signal by signal, for polls in which nothing is amiss.
 
-Each block's answer is gathered by one `bytes.translate` (the map from place to byte is the text, the answer is the
-table), which turns word orders, leaves gaps out and doubles registers that several signals share; then one `struct`
-unpacks it. Only what is left to do is done in Python. Whatever is unusual (NaN, a number that the enumeration does not
+What a machine's documents say of its signals does not change from poll to poll, so it is turned into a function once:
+one `struct` unpacks an answer, then each signal has one expression. Where registers overlap, are out of order or leave
+gaps, the answer is first gathered by one `bytes.translate` (the map from place to byte is the text, the answer is the
+table). Machines of one profile share the function. Whatever is unusual (NaN, a number that the enumeration does not
 have) makes it give up, and `values`, which knows what to say of each signal, is asked.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import isfinite
-from operator import itemgetter
 from struct import Struct
 from typing import Any, Final
 
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block
-from cncmon_agent.drivers.modbus.values import FORMATS, digits_of, divisor_of, float32, text_of
+from cncmon_agent.drivers.modbus.values import FORMATS, digits_of, divisor_of, text_of
 from cncmon_core.machine import Signal
 
 _TABLE_BYTES: Final = 256
 """`bytes.translate` wants a table of this size; an answer has at most 250 bytes of data."""
 
-Convert = Callable[[Any], Any]
+Values = Callable[[Sequence[bytes]], dict[str, Any] | None]
+
+_NAMES: Final = {"Struct": Struct, "isfinite": isfinite, "text_of": text_of}
 
 
 class Gather:
     """Decodes the answers to these blocks, in this order."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
-        signals = [(block, signal) for block in blocks for signal in block.signals]
-        self._parts = [_part(block) for block in blocks]
-        self._names = tuple(signal.name for _, signal in signals)
-        converts = [(at, _convert(block, signal)) for at, (block, signal) in enumerate(signals)]
-        self._converts = [(at, convert) for at, convert in converts if convert is not None]
-        floats = [at for at, (block, signal) in enumerate(signals) if _may_be_infinite(block, signal)]
-        # Twice, because itemgetter returns no tuple for one.
-        self._floats = itemgetter(*floats, *floats) if floats else None
-
-    def values(self, answers: Sequence[bytes]) -> dict[str, Any] | None:
+        self.values: Values = _function(_source(blocks))
         """Return the values by signal name, or None where `values.decoder` must be asked for one or more of them."""
-        raws: list[Any] = []
-        for (places, form), answer in zip(self._parts, answers, strict=True):
-            raws += form.unpack(places.translate(answer.ljust(_TABLE_BYTES)))
-        try:
-            for at, convert in self._converts:
-                raws[at] = convert(raws[at])
-        except (ValueError, KeyError, OverflowError):
-            return None
-        if self._floats is not None and not isfinite(sum(self._floats(raws))):
-            return None
-        return dict(zip(self._names, raws, strict=True))
 
 
-def _part(block: Block) -> tuple[bytes, Struct]:
+@lru_cache(maxsize=256)
+def _function(source: str) -> Values:
+    names: dict[str, Any] = dict(_NAMES)
+    # Nothing of a document is in the text but numbers, and names as literals by `repr`.
+    exec(source, names)  # noqa: S102
+    values: Values = names["values"]
+    return values
+
+
+def _source(blocks: Sequence[Block]) -> str:
+    """Return the function's text. What it needs each time are defaults of its parameters: these are found fastest."""
+    parameters, unpacked, converted, floats, items = ["answers"], [], [], [], []
+    number = 0
+    for at, block in enumerate(blocks):
+        places, form = _part(block)
+        answer = f"answers[{at}]"
+        if list(places) != list(range(_data_bytes(block))):
+            parameters.append(f"places_{at}={places!r}")
+            answer = f"places_{at}.translate({answer}.ljust({_TABLE_BYTES}))"
+        parameters.append(f"unpack_{at}=Struct({form!r}).unpack")
+        unpacked.append(f"[{', '.join(f'v{number + index}' for index in range(len(block.signals)))}]")
+        unpacked[-1] += f" = unpack_{at}({answer})"
+        for signal in block.signals:
+            name = f"v{number}"
+            if signal.enumeration is not None:
+                words = {int(raw): word for raw, word in signal.enumeration.items()}
+                parameters.append(f"words_{number}={words!r}")
+            expression = _expression(block, signal, name, f"words_{number}")
+            if expression != name:
+                converted.append(f"{name} = {expression}")
+            if _may_be_infinite(block, signal):
+                floats.append(name)
+            items.append(f"{signal.name!r}: {name}")
+            number += 1
+    body = "\n        ".join([*unpacked, *converted]) or "pass"
+    finite = f"    if not isfinite({' + '.join(floats)}):\n        return None\n" if floats else ""
+    return (
+        f"def values({', '.join(parameters)}):\n    try:\n        {body}\n"
+        f"    except (ValueError, KeyError, OverflowError):\n        return None\n"
+        f"{finite}    return {{{', '.join(items)}}}\n"
+    )
+
+
+def _data_bytes(block: Block) -> int:
+    return (block.count + 7) // 8 if block.table in BIT_TABLES else 2 * block.count
+
+
+def _part(block: Block) -> tuple[bytes, str]:
     """Return where each byte of the gathered answer is found, and how that is unpacked: one item a signal."""
     places: list[int] = []
     form = ">"
@@ -65,7 +95,7 @@ def _part(block: Block) -> tuple[bytes, Struct]:
             words.reverse()
         places += [2 * word + half for word in words for half in (0, 1)]
         form += _code(signal)
-    return bytes(places), Struct(form)
+    return bytes(places), form
 
 
 def _code(signal: Signal) -> str:
@@ -76,50 +106,45 @@ def _code(signal: Signal) -> str:
     return "h" if signal.type == "int16" else "H"
 
 
-def _convert(block: Block, signal: Signal) -> Convert | None:
-    """Return what makes the value of an unpacked item; None: nothing is to be done."""
-    raw = _raw(block, signal)
+def _expression(block: Block, signal: Signal, item: str, words: str) -> str:
+    """Return what makes the value of an unpacked item."""
+    raw = _raw(block, signal, item)
     if signal.enumeration is not None:
-        words = {int(number): word for number, word in signal.enumeration.items()}
-        # A dict's own method costs less than a function of ours.
-        return words.__getitem__ if raw is None else _both(raw, lambda item: words[int(item)])
-    return _scaled(signal) if raw is None else raw
+        return f"{words}[{item}]" if raw is None else f"{words}[int({raw})]"
+    return _scaled(signal, item) if raw is None else raw
 
 
-def _raw(block: Block, signal: Signal) -> Convert | None:
+def _raw(block: Block, signal: Signal, item: str) -> str | None:
     if block.table in BIT_TABLES:
-        mask = 1 << (signal.register - block.start) % 8
-        return lambda item: bool(item & mask)
+        return f"({item} & {1 << (signal.register - block.start) % 8}) != 0"
     if signal.bit is not None:
-        mask = 1 << signal.bit
-        return lambda item: bool(item & mask)
+        return f"({item} & {1 << signal.bit}) != 0"
     if signal.type == "bool":
-        return bool
-    return text_of if signal.type == "string" else None
+        return f"{item} != 0"
+    return f"text_of({item})" if signal.type == "string" else None
 
 
-def _scaled(signal: Signal) -> Convert | None:
+def _scaled(signal: Signal, item: str) -> str:
     scale, offset = signal.scale, signal.offset
+    # `values.float32`, without a call.
+    value = f'float(f"{{{item}:.9g}}")' if signal.type == "float32" else item
     if scale == 1 and offset == 0:
-        return float32 if signal.type == "float32" else None
+        return value
+    plus = f"+ {_number(offset)}"
     divisor = divisor_of(scale)
     if not divisor:
-        if signal.type == "float32":
-            return lambda item: float32(item) * scale + offset
-        return lambda item: item * scale + offset
-    if offset == 0 and divisor > 0 and not signal.type.startswith("float"):
-        # item / divisor without a function of ours. Whole numbers have no -0, which adding 0 would turn into 0.
-        return divisor.__rtruediv__
-    if signal.type == "float32":
-        return lambda item: float32(item) / divisor + offset
+        return f"{value} * {_number(scale)} {plus}"
+    if signal.type.startswith("float"):
+        return f"{value} / {divisor} {plus}"
+    if offset == 0 and divisor > 0:
+        # Whole numbers have no -0, which adding 0 would turn into 0.
+        return f"{item} / {divisor}"
     digits = digits_of(divisor, offset)
-    if digits is not None and not signal.type.startswith("float"):
-        return lambda item: round(item / divisor + offset, digits)
-    return lambda item: item / divisor + offset
+    return f"{item} / {divisor} {plus}" if digits is None else f"round({item} / {divisor} {plus}, {digits})"
 
 
-def _both(first: Convert, second: Convert) -> Convert:
-    return lambda item: second(first(item))
+def _number(value: float) -> str:
+    return repr(value) if isfinite(value) else f"float({str(value)!r})"
 
 
 def _may_be_infinite(block: Block, signal: Signal) -> bool:
