@@ -27,7 +27,13 @@ TXT
     exit 1
 }
 
-stamp_of() { cat "$@" services/*/pyproject.toml scripts/setup.sh | cksum | tr ' ' '-'; }
+rows=services/ingest/src/cncmon_ingest/_rows
+
+# A compiler that came or went counts: with it, ingest is built otherwise.
+stamp_of() {
+    { cat "$@" services/*/pyproject.toml services/ingest/setup.py "$rows.c" scripts/setup.sh; command -v cc gcc || true; } |
+        cksum | tr ' ' '-'
+}
 
 if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python)
@@ -47,8 +53,12 @@ install() { # name of the requirements file
     say "Installing $(grep -c '^[a-zA-Z]' "requirements/$1.txt") pinned packages ($1)"
     UV_LINK_MODE=${UV_LINK_MODE:-copy} .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r "requirements/$1.txt"
     say "Installing the services"
+    # Building it may fail, and then what an earlier source gave must not stay.
+    rm -f "$rows".*so
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         $(for service in services/*/pyproject.toml; do echo "-e $(dirname "$service")"; done)
+    ls "$rows".*so >/dev/null 2>&1 ||
+        say "No C compiler: ingest packs rows in Python, about half as fast. Debian: apt install gcc python3-dev"
     # The benchmarks and the tests' own tools are imported from where they lie.
     pwd | sed 's#$#/tests#' >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cncmon_tests.pth"
     echo "$stamp" >".venv/$1.stamp"

@@ -13,7 +13,7 @@ import msgspec
 from bench.report import Figure, Report, run
 from cncmon_core import frames
 from cncmon_core.sample import Sample, decode_sample, encode_sample
-from cncmon_ingest import rows
+from cncmon_ingest import fast, rows
 
 FRAMES = 500
 """As many as an agent puts into a message at most."""
@@ -72,10 +72,28 @@ def measure(report: Report, quick: bool) -> None:
     report.add("codec.decompress", Figure(unpack, "frames/s", ceiling, "msgspec to plain objects"))
     pack = _rate(lambda: [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples], seconds)
     report.add("codec.pack_copy_rows", Figure(pack, "rows/s", ceiling, "msgspec to plain objects"))
+    _measure_frames_to_rows(report, payload, seconds)
     report.add("codec.bytes_per_sample", Figure(len(payload) / FRAMES, "B"))
     report.add(
         "codec.compressed_bytes_per_sample", Figure(len(compressed) / FRAMES, "B", len(payload) / FRAMES, "plain")
     )
+
+
+def _measure_frames_to_rows(report: Report, payload: bytes, seconds: float) -> None:
+    """Measure what ingest does with each sample of a message, by Python and by the extension."""
+    oldest_us, newest_us = rows.microseconds(datetime.min.replace(tzinfo=UTC)), rows.microseconds(datetime.now(UTC))
+
+    def in_python() -> list[bytes]:
+        samples = map(decode_sample, frames.split(payload)[0])
+        return [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples]
+
+    python = _rate(in_python, seconds)
+    report.add("codec.frames_to_rows_in_python", Figure(python, "rows/s"))
+    if not fast.NATIVE:
+        report.not_run.append("codec.frames_to_rows_natively: the extension was not built")
+        return
+    native = _rate(lambda: fast.pack(payload, oldest_us, newest_us), seconds)
+    report.add("codec.frames_to_rows_natively", Figure(native, "rows/s", python, "in Python"))
 
 
 if __name__ == "__main__":

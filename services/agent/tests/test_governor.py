@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from prometheus_client import REGISTRY
 
+from cncmon_agent import governor
 from cncmon_agent.batch import Batch
 from cncmon_agent.buffer.segment import SegmentInfo
 from cncmon_agent.control import Controller, ControlSettings, Decision, Observation
@@ -82,7 +83,8 @@ def level_of(parts: Parts) -> int | None:
     return parts.storage.cold_level
 
 
-def test_each_decision_reaches_its_lever(parts: Parts, told: Telling) -> None:
+def test_each_decision_reaches_its_lever(parts: Parts, told: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(governor, "TELL_EVERY_S", 0.0)
     parts.governor.step()
     assert parts.publisher.pace.bytes_per_s == 12_345.0
     assert level_of(parts) == 9

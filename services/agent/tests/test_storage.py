@@ -146,6 +146,7 @@ def test_the_figures_are_those_of_all_epochs(settings_of: MakeSettings, tmp_path
     assert (held.batches, held.samples) == (21, 20 * 50 + 3)
     assert held.oldest_created_ms == 1000
     assert held.warm_bytes == 2 * (4 << 20)
+    storage.tell(held)
     assert tier_bytes("warm") == held.warm_bytes
     assert tier_bytes("hot") == held.hot_bytes > 0
     assert metric("cncmon_edge_buffer_batches") == 21
@@ -200,7 +201,7 @@ async def test_a_cold_disk_that_fails_is_counted_and_nothing_is_lost(settings_of
     storage.cold_level = 9
     async with running(storage):
         await asyncio.sleep(1.5)
-        storage.held()
+        storage.tell(storage.held())
         assert metric("cncmon_edge_spool_cold_errors") >= 1
         assert storage.held().cold_bytes == 0
         assert [batch.identity.seq for batch in storage.buffer] == list(range(1, end))

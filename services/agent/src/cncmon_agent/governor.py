@@ -18,6 +18,9 @@ SLOT_S: Final = 0.1
 
 IO_EVERY_S: Final = 1.0
 
+TELL_EVERY_S: Final = 0.5
+"""Metrics are read every few seconds, and setting them all costs more than to look and decide does."""
+
 HOURS_LEFT = Gauge("cncmon_edge_buffer_hours_left", "Hours of outage the buffer can still take; NaN: no end.")
 REPLAY_RATE = Gauge("cncmon_edge_replay_bytes_per_second", "Pace of the backlog; 0 while there is none to send.")
 QUEUES = Gauge("cncmon_edge_control_queue", "Queues of the controller, near 1 where it hurts.", ["queue"])
@@ -46,6 +49,8 @@ class Governor:
         self._replayed = 0
         self._lost = 0
         self._io = _Written()
+        self._held = storage.held()
+        self._told_s = -TELL_EVERY_S
         self.decision: Decision | None = None
         storage.shed_by(self.shed_order)
 
@@ -56,13 +61,19 @@ class Governor:
         self._publisher.pace.bytes_per_s = decision.replay_bytes_per_s
         self._publisher.pace.bound(decision.window_bytes)
         self._storage.cold_level = decision.compression_level if decision.to_cold else None
+        if seen.now_s - self._told_s >= TELL_EVERY_S:
+            self._told_s = seen.now_s
+            self._tell(decision)
+        return decision
+
+    def _tell(self, decision: Decision) -> None:
+        self._storage.tell(self._held)
         HOURS_LEFT.set(float("nan") if decision.hours_left is None else decision.hours_left)
         REPLAY_RATE.set(decision.replay_bytes_per_s)
         COMPRESSION.set(decision.compression_level)
         queues = self._controller.queues
         for name in queues.__struct_fields__:
             QUEUES.labels(name).set(getattr(queues, name))
-        return decision
 
     def shed_order(self, segments: Sequence[SegmentInfo]) -> SegmentInfo:
         """Return which of the segments to drop, given oldest first."""
@@ -77,6 +88,7 @@ class Governor:
         now_s, cpu_s = time.monotonic(), time.process_time()
         dt_s = max(now_s - self._at_s, 1e-3)
         held, publisher = self._storage.held(), self._publisher
+        self._held = held
         size = held.bytes / held.batches if held.batches else 0.0
         accepted, replayed = self._storage.accepted_bytes, publisher.pace.spent_bytes
         lost = self._deliveries.resent

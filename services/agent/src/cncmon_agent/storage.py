@@ -208,14 +208,20 @@ class Storage:
             self.spool.order = order
 
     def held(self) -> Held:
-        """Return what is held of all epochs, and set the metrics."""
-        found = self._in_memory() if self.spool is None else self._on_disk(self.spool)
-        BUFFER_BATCHES.set(found.batches)
-        BUFFER_SAMPLES.set(found.samples)
-        for tier, size in (("hot", found.hot_bytes), ("warm", found.warm_bytes), ("cold", found.cold_bytes)):
+        """Return what is held of all epochs."""
+        return self._in_memory() if self.spool is None else self._on_disk(self.spool)
+
+    def tell(self, held: Held) -> None:
+        """Set the metrics."""
+        BUFFER_BATCHES.set(held.batches)
+        BUFFER_SAMPLES.set(held.samples)
+        for tier, size in (("hot", held.hot_bytes), ("warm", held.warm_bytes), ("cold", held.cold_bytes)):
             BUFFER_BYTES.labels(tier).set(size)
-        BUFFER_CAPACITY.set(found.capacity_warm_bytes + found.capacity_cold_bytes)
-        return found
+        BUFFER_CAPACITY.set(held.capacity_warm_bytes + held.capacity_cold_bytes)
+        if self.spool is not None:
+            stats = self.spool.stats()
+            for name, gauge in COUNTED.items():
+                gauge.set(getattr(stats, name))
 
     def _in_memory(self) -> Held:
         found = self.buffer.stats()
@@ -236,8 +242,6 @@ class Storage:
 
     def _on_disk(self, spool: Spool) -> Held:
         found, stats = [log.stats() for log in (*spool.earlier.values(), *spool.current.values())], spool.stats()
-        for name, gauge in COUNTED.items():
-            gauge.set(getattr(stats, name))
         settings = spool.settings
         spare_bytes = stats.spares * settings.segment_bytes
         capacity = settings.spool_bytes_max

@@ -12,7 +12,7 @@ from cncmon_core import logs, nats_link, service, settings
 from cncmon_core.backoff import Backoff
 from cncmon_core.errors import CncmonError
 from cncmon_core.monitor import Health
-from cncmon_ingest import bootstrap
+from cncmon_ingest import bootstrap, fast
 from cncmon_ingest.errors import DATABASE_ERRORS, MigrationError, OutageError, translate
 from cncmon_ingest.leader import Leader
 from cncmon_ingest.migrate import LATEST, migrate, version
@@ -26,6 +26,7 @@ log = logs.get(__name__)
 async def run_worker(health: Health, stop: asyncio.Event) -> None:
     """Wait for the schema, then work and, when it is this worker's turn, lead."""
     ours = settings.load(IngestSettings, "INGEST")
+    log.info("rows are packed natively" if fast.NATIVE else "rows are packed in Python: the extension was not built")
     link = nats_link.NatsLink(settings.load(nats_link.NatsSettings, "NATS"), "cncmon-ingest")
     worker, leader = Worker(ours, stop), Leader(ours)
     health.ready_when("nats", link.check)

@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from cncmon_core.machine import Signal
@@ -82,8 +83,9 @@ def _text(length: int) -> Decode:
     return decode
 
 
+@lru_cache(maxsize=1024)
 def text_of(data: bytes) -> str:
-    """Return the text of a string's registers."""
+    """Return the text of a string's registers. Programs and tools change seldom: most are those of the poll before."""
     return data.split(b"\0", 1)[0].decode("latin-1").strip()
 
 
