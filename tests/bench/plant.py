@@ -22,6 +22,7 @@ class Part:
 
     def __init__(self, module: str, environ: dict[str, str], log: Path, arguments: tuple[str, ...] = ()) -> None:
         self.log = log
+        self.monitor_port = 0
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
@@ -164,12 +165,16 @@ class Plant:
 
     def agent(self, machines: Path, data: Path, **settings: object) -> Part:
         """Start an agent on a data folder."""
+        port = ports.pick()[0]
         environ = {
+            "CNCMON_SERVICE_MONITOR_PORT": str(port),
             "CNCMON_AGENT_MACHINES": str(machines),
             "CNCMON_AGENT_DATA_DIR": str(data),
             "CNCMON_AGENT_CLOCK_TRUSTED": "always",
         } | {f"CNCMON_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
-        return self.start("cncmon_agent.main", environ, name="agent")
+        part = self.start("cncmon_agent.main", environ, name="agent")
+        part.monitor_port = port
+        return part
 
 
 @contextlib.contextmanager
