@@ -52,6 +52,7 @@ class Batcher:
         self._marks: list[Mark] = []
         self._bytes = 0
         self._bytes_max = settings.batch_bytes_max
+        self._frames_max = settings.batch_frames_max
         self._base = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusing = False
@@ -79,7 +80,7 @@ class Batcher:
         self._bytes += size
         if self._record is not None:
             self._marks.append(_mark(sample))
-        if len(self._frames) >= self._settings.batch_frames_max:
+        if len(self._frames) >= self._frames_max:
             self.cut()
         elif self._timer is None:
             linger_ms = self._settings.linger_ms if self.online else self._settings.linger_offline_ms

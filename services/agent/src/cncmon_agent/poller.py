@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 from prometheus_client import Counter
@@ -24,6 +24,8 @@ log = logs.get(__name__)
 
 POLLS = Counter("cncmon_edge_polls", "Polls by result.", ["result"])
 MISSED = Counter("cncmon_edge_polls_missed", "Polls left out because the one before took longer than the interval.")
+COUNT_EVERY_S: Final = 1.0
+"""A counter costs more than all that a poll says of itself: good polls are added up for so long."""
 _OK, _FAILED = POLLS.labels("ok"), POLLS.labels("failed")
 SIGNAL_ERRORS = Counter("cncmon_edge_signal_errors", "Values that could not be read or used.")
 
@@ -76,6 +78,8 @@ class Poller:
         self._moved = False
         self._handed_back: asyncio.Future[None] | None = None
         self._asked = False
+        self._counted_s = -math.inf
+        self._uncounted = 0
         self.last_progress_s = -math.inf
         self.report = MachineReport(self._id, "connecting", clock.now())
 
@@ -128,6 +132,7 @@ class Poller:
                 if self.report.state == "connected" and not self._failures:
                     await self._poll_by_callbacks()
         finally:
+            _OK.inc(self._uncounted)
             await self._driver.close()
 
     async def _sleep(self) -> None:
@@ -158,6 +163,9 @@ class Poller:
             MISSED.inc(missed)
             due_s += missed * self._interval_s
         self._due_s = due_s
+        if now_s - self._counted_s >= COUNT_EVERY_S:
+            _OK.inc(self._uncounted)
+            self._counted_s, self._uncounted = now_s, 0
 
     async def _poll(self) -> float:
         """Poll once; return how long to wait before the next poll where that is not simply the interval, in seconds."""
@@ -211,7 +219,7 @@ class Poller:
 
     def _take(self, reading: Reading) -> None:
         values, errors = reading
-        _OK.inc()
+        self._uncounted += 1
         # Stamped and handed over without an await in between: both look at the same state of the clock.
         stamp = self._clock.stamp()
         sample = self._make_sample(stamp, values, errors)

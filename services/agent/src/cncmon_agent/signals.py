@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any
 
 from cncmon_core.machine import SAMPLE_SIGNALS
 from cncmon_core.sample import FIELDS, INT64_MAX, TEXT_CHARS_MAX, Sample
@@ -63,39 +64,50 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
 }
 
 
+Make = Callable[[datetime, dict[str, Any]], Sample]
+
+
 class SampleMaker:
-    """`to_sample` for one machine, whose polls mostly bring the same signals: what goes where is found out once."""
+    """`to_sample` for one machine, whose polls mostly bring the same signals: what goes where is compiled once."""
 
     def __init__(self, machine_id: str) -> None:
         self._machine_id = machine_id
-        self._names: list[str] = []
-        self._fields: list[tuple[int, str, Callable[[Any], Any]]] = []
-        self._extras: list[str] = []
+        self._names: tuple[str, ...] = ()
+        self._make: Make = _function((), ())
 
     def make(self, timestamp: datetime, values: dict[str, Any], errors: dict[str, str]) -> Sample:
         """Return the sample of one poll. What does not fit its field is left out and added to `errors`."""
         if len(values) != len(self._names):
-            self._learn(list(values))
-        arguments = _BLANK.copy()
-        arguments[0] = self._machine_id
-        arguments[1] = timestamp
+            self._learn(values)
         try:
-            for at, name, convert in self._fields:
-                arguments[at] = convert(values[name])
-            if self._extras:
-                arguments[-1] = {name: values[name] for name in self._extras}
+            sample = self._make(timestamp, values)
         except (ValueError, TypeError, OverflowError):
             return to_sample(self._machine_id, timestamp, values, errors)
         except KeyError:
             # As many as last time, and not the same.
-            self._names = []
+            self._learn(values)
             return to_sample(self._machine_id, timestamp, values, errors)
-        return Sample(*arguments)
+        sample.machine_id = self._machine_id
+        return sample
 
-    def _learn(self, names: list[str]) -> None:
-        self._names = names
-        self._fields = [(FIELDS.index(name), name, _CONVERT[name]) for name in names if name in SAMPLE_SIGNALS]
-        self._extras = [name for name in names if name not in SAMPLE_SIGNALS]
+    def _learn(self, values: dict[str, Any]) -> None:
+        self._names = tuple(values)
+        extras = tuple(name for name in values if name not in SAMPLE_SIGNALS)
+        self._make = _function(tuple(sorted(set(values) - set(extras))), extras)
 
 
-_BLANK: Final[list[Any]] = [None] * len(FIELDS)
+@lru_cache(maxsize=256)
+def _function(fields: tuple[str, ...], extras: tuple[str, ...]) -> Make:
+    """Return what makes samples of these signals; machines of one profile share it, so it knows no machine's name."""
+    arguments = ["None"] * len(FIELDS)
+    arguments[FIELDS.index("machine_id")], arguments[FIELDS.index("timestamp")] = "''", "timestamp"
+    for name in fields:
+        arguments[FIELDS.index(name)] = f"convert_{name}(values[{name!r}])"
+    if extras:
+        arguments[-1] = "{" + ", ".join(f"{name!r}: values[{name!r}]" for name in extras) + "}"
+    parameters = ["timestamp", "values", *(f"convert_{name}=convert[{name!r}]" for name in fields)]
+    names: dict[str, Any] = {"Sample": Sample, "convert": _CONVERT}
+    # Nothing of a document is in the text but signals' names, as literals by `repr`.
+    exec(f"def make({', '.join(parameters)}):\n    return Sample({', '.join(arguments)})", names)  # noqa: S102
+    make: Make = names["make"]
+    return make
