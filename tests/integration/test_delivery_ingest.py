@@ -39,11 +39,23 @@ async def count(database: asyncpg.Connection, table: str = "sensor_data") -> int
     return number
 
 
-def message(seq: int, parts: list[bytes], *, epoch: int = EPOCH, stream_seq: int = 1, sha: str | None = None) -> Any:
+def incoming(
+    seq: int,
+    parts: list[bytes],
+    *,
+    epoch: int = EPOCH,
+    stream_seq: int = 1,
+    sha: str | None = None,
+    stored_at: datetime | None = None,
+) -> Incoming:
     payload = join(parts)
     batch = identity.Identity(epoch, seq, len(parts), 0, sha or identity.digest(payload), "samples")
     headers = batch.to_headers("hall", "e1", None)
-    return decode(Incoming("CNC_DATA.hall.e1", headers, payload, stream_seq, datetime.now(UTC)), NOW_LIMITS)
+    return Incoming("CNC_DATA.hall.e1", headers, payload, stream_seq, stored_at or datetime.now(UTC))
+
+
+def message(seq: int, parts: list[bytes], **more: Any) -> Any:
+    return decode(incoming(seq, parts, **more), NOW_LIMITS)
 
 
 # --- B1, B2: one transaction -------------------------------------------------------------------------------------
@@ -62,6 +74,25 @@ async def test_delivery_b1_a_second_delivery_changes_nothing(
     async with running_ingest(nats_url, settings, workers=3):
         await until(lambda: drained(nats_client))
     assert await count(database) == 5
+    assert await count(database, "dead_letters") == 0
+
+
+@on_both_servers
+async def test_delivery_b1_a_stream_whose_clock_jumps_doubles_nothing(
+    postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """Ten minutes ahead, and back: the duplicate window is over at once, and what is sent again has other times."""
+    store, now = Store(await connect(postgres_dsn), datetime.now(UTC)), datetime.now(UTC)
+    parts = {seq: [frame(seq)] for seq in range(1, 8)}
+    for stream_seq, minutes in enumerate((0, 10, 10, 0, -10), 1):
+        stored_at = now + timedelta(minutes=minutes)
+        limits = Limits.at(max(stored_at, now), 300, 0)
+        again = [incoming(seq, parts[seq], stream_seq=stream_seq, stored_at=stored_at) for seq in (1, 2)]
+        new = incoming(2 + stream_seq, parts[2 + stream_seq], stream_seq=stream_seq, stored_at=stored_at)
+        outcome = await store.write([decode(one, limits) for one in (*again, new)])
+        assert len(outcome.new) == (3 if stream_seq == 1 else 1)
+    store.close()
+    assert await count(database) == 2 + 5
     assert await count(database, "dead_letters") == 0
 
 
