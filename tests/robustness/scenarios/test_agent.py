@@ -4,6 +4,7 @@ import asyncio
 import shutil
 
 import asyncpg
+import pytest
 
 from cncmon_core import names
 from robustness.scenarios.plant import Plant
@@ -133,14 +134,20 @@ async def alerted(dsn: str) -> bool:
     return found
 
 
-async def test_data_folder_lost_for_good(plant: Plant) -> None:
-    """FAULT 35: what a heartbeat told of and nobody has any more stands in `gaps`, with its number of samples."""
+@pytest.mark.parametrize("away", [False, True], ids=["ingest_there", "ingest_away"])
+async def test_data_folder_lost_for_good(plant: Plant, away: bool) -> None:
+    """FAULT 35: what a heartbeat told of and nobody has any more stands in `gaps`, with its number of samples.
+
+    Ingest away: none ever hears the heartbeats of before; the first of the new folder passes on what they told of.
+    """
     quick = {"abandon_grace_s": 1.0, "edges_interval_ms": 100, "sweep_interval_ms": 200}
     async with plant.running(edges=1, ingest=quick):
         agent = plant.agents[0]
         for _ in range(SIZE.freezes):
             await plant.flow()
             await plant.recovered()
+            if away:
+                plant.ingest.kill()
             plant.note_fault("publishes swallowed")
             # No batch arrives any more, and every heartbeat tells of more that waits.
             plant.proxy.swallow_publishes(names.SUBJECT_PREFIX)
@@ -152,6 +159,8 @@ async def test_data_folder_lost_for_good(plant: Plant) -> None:
             plant.proxy.swallow_publishes(None)
             agent.start()
             await accepts_anew(agent, before)
+            if away:
+                plant.ingest.start()
             await plant.recovered()
     finding = await plant.holds(gaps=True)
     assert finding.excuses.reasons == {"epoch_abandoned"}

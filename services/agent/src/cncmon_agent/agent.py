@@ -31,6 +31,7 @@ from cncmon_agent.governor import SLOT_S, Governor
 from cncmon_agent.heartbeat import Heartbeat
 from cncmon_agent.machines import MachineSet
 from cncmon_agent.mover import Mover
+from cncmon_agent.predecessor import Predecessor
 from cncmon_agent.publish import Publisher
 from cncmon_agent.server_time import ask_time
 from cncmon_agent.settings import AgentSettings
@@ -98,6 +99,7 @@ class Agent:
         )
         self.machines = MachineSet(settings, Intake(self.clock, self.batcher, self.unstamped), self.clock)
         self.config = ConfigFollower(settings, path, self.machines.apply)
+        self._predecessor = Predecessor(settings.site, settings.edge)
         log.info("agent made", epoch=current.epoch, earlier_epochs=len(self.epochs.open))
 
     def stuck(self) -> str | None:
@@ -276,6 +278,7 @@ class Agent:
     async def _beat(self, client: Client) -> None:
         key = names.edge_key(self._settings.site, self._settings.edge)
         failed: str | None = None
+        await self._predecessor.ask(client)
         while True:
             self.config.changed.clear()
             said = await heartbeat.send(client, key, names.KV_STATUS, self.heartbeat())
@@ -313,6 +316,7 @@ class Agent:
             config=self.config.report,
             clock=heartbeat.ClockReport(self.clock.known, self.unstamped.samples(), self.clock.steps),
             problems=self._all_problems(),
+            gone=self._predecessor.gone({self.epochs.current.epoch, *(epoch.epoch for epoch in self.epochs.open)}),
         )
 
     def _all_problems(self) -> list[str]:

@@ -63,7 +63,7 @@ class ClockReport(msgspec.Struct):
 
 
 class Heartbeat(msgspec.Struct):
-    """One heartbeat."""
+    """One heartbeat. gone: epochs that the heartbeat before this process told of, and that are not here any more."""
 
     version: str
     boot_id: str
@@ -81,6 +81,7 @@ class Heartbeat(msgspec.Struct):
     config: ConfigReport
     clock: ClockReport
     problems: list[str]
+    gone: list[EpochReport] = []
 
 
 def epoch_report(delivery: Delivery, accepted_samples: int | None = None) -> EpochReport:

@@ -19,7 +19,7 @@ from cncmon_core.names import Origin
 from cncmon_ingest import metrics
 from cncmon_ingest.clones import Clones
 from cncmon_ingest.errors import speaks_of_data
-from cncmon_ingest.heartbeats import Heartbeat, decode_heartbeat
+from cncmon_ingest.heartbeats import EpochReport, Heartbeat, decode_heartbeat
 
 log = logs.get(__name__)
 
@@ -50,6 +50,15 @@ ON CONFLICT (epoch) DO UPDATE SET
     freed_seq = greatest(edge_epochs.freed_seq, excluded.freed_seq),
     listed = excluded.listed
 WHERE excluded.listed >= edge_epochs.listed
+"""
+
+# Not listed by it: so it is given up after the same grace as others that no heartbeat lists any more.
+_GONE = """
+INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, accepted_samples, freed_seq, listed)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (epoch) DO UPDATE SET
+    last_seq = excluded.last_seq, accepted_samples = excluded.accepted_samples, settled = false
+WHERE excluded.last_seq > edge_epochs.last_seq
 """
 
 
@@ -141,17 +150,14 @@ class Edges:
     async def _insert(connection: asyncpg.Connection, beats: list[Heartbeat]) -> None:
         if not beats:
             return
-        epochs = [
-            (report.epoch, *beat.origin, beat.boot_id, report.highest_seq, report.accepted_samples, report.freed_seq,
-             beat.received)
-            for beat in beats
-            for report in beat.epochs or ()
-        ]  # fmt: skip
+        epochs = [_row(beat, report) for beat in beats for report in beat.epochs or ()]
+        gone = [_row(beat, report) for beat in beats for report in beat.gone]
         async with connection.transaction():
             await connection.executemany(
                 _EDGE, [(*beat.origin, beat.boot_id, beat.time, beat.received, beat.document) for beat in beats]
             )
             await connection.executemany(_EPOCH, epochs)
+            await connection.executemany(_GONE, gone)
 
     async def _tell_clones(self, connection: asyncpg.Connection, now_s: float) -> None:
         found = self._clones.found(now_s)
@@ -171,3 +177,8 @@ class Edges:
                     *(*origin, EDGE_CLONED, msgspec.json.encode({"boot_ids": boot_ids}).decode()),
                 )
         self._alarmed = found
+
+
+def _row(beat: Heartbeat, report: EpochReport) -> tuple[Any, ...]:
+    counts = report.highest_seq, report.accepted_samples, report.freed_seq
+    return (report.epoch, *beat.origin, beat.boot_id, *counts, beat.received)

@@ -38,10 +38,14 @@ class _Fields(msgspec.Struct):
     boot_id: Annotated[str, Meta(min_length=1, max_length=64)]
     time: Annotated[datetime, Meta(tz=True)]
     epochs: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] | None = None
+    gone: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] = []
 
 
 class Heartbeat(NamedTuple):
-    """One heartbeat. received: JetStream's time of it. epochs is None where the agent does not list them."""
+    """One heartbeat. received: JetStream's time of it. epochs is None where the agent does not list them.
+
+    gone: epochs that the heartbeats before told of and that the edge has no more, its disk being another one.
+    """
 
     origin: Origin
     boot_id: str
@@ -49,6 +53,7 @@ class Heartbeat(NamedTuple):
     received: datetime
     epochs: list[EpochReport] | None
     document: str
+    gone: tuple[EpochReport, ...] = ()
 
 
 _decode = msgspec.json.Decoder().decode
@@ -77,4 +82,6 @@ def decode_heartbeat(key: str, value: bytes, received: datetime) -> Heartbeat:
         raise FrameError("malformed", str(error)) from error
     if fields.time.year not in YEARS:
         raise FrameError("malformed", f"time is {fields.time.isoformat()}")
-    return Heartbeat(Origin(site, edge), fields.boot_id, fields.time, received, fields.epochs, document)
+    return Heartbeat(
+        Origin(site, edge), fields.boot_id, fields.time, received, fields.epochs, document, tuple(fields.gone)
+    )
