@@ -35,8 +35,8 @@ REPORT_S = 1.0
 ROWS_MAX = 1000
 _RETRY_S = 0.02
 _BY_INDEX = {"enable_seqscan": "off", "enable_sort": "off", "enable_bitmapscan": "off"}
-"""A look is planned once. Planned while the table was empty, it would read all of it, for seconds, until the next ANALYZE:
-then it is the reader that is late, and takes a third of a core from those whom it watches.
+"""A look is planned once. Planned while the table was empty, it would read all of it, for seconds, until the next
+ANALYZE: then it is the reader that is late, and takes a third of a core from those whom it watches.
 """
 
 _LOOK = """
