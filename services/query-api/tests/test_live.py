@@ -12,10 +12,18 @@ def row(machine: str, age_s: float = 0, state: str = "running", **values) -> dic
     return {"machine_id": machine, "time": time, "machine_state": state, **values}
 
 
+async def api_knows(api, machines: int) -> None:
+    """Wait until the API has seen a sample of so many machines: what it has seen is not new to a live stream."""
+    seen = 0
+    while seen < machines:
+        listed = (await api.get("/api/v1/machines")).json()["machines"]
+        seen = sum(machine["last_sample"] is not None for machine in listed)
+
+
 async def test_machines_first_then_the_newest_samples_then_news(api, store):
     await store.machines("m1", "m2")
     await store.samples(row("m1", 3, temperature=1.0), row("m1", 2, temperature=2.0))
-    await asyncio.sleep(0.2)
+    await api_knows(api, 1)
     async with api.live() as stream:
         first = await stream.event()
         assert first.name == "machines"
@@ -31,10 +39,7 @@ async def test_machines_first_then_the_newest_samples_then_news(api, store):
 async def test_every_all_gives_each_new_sample_in_order_of_the_named_machines_only(api, store):
     await store.machines("m1", "m2", "m3")
     await store.samples(row("m1", 100), row("m2", 100), row("m3", 100))
-    seen = 0
-    while seen < 3:
-        listed = (await api.get("/api/v1/machines")).json()["machines"]
-        seen = sum(machine["last_sample"] is not None for machine in listed)
+    await api_knows(api, 3)
     async with api.live(machines="m1,m2", every="all") as stream:
         await machines_until(stream, lambda machines: [machine["id"] for machine in machines] == ["m1", "m2"])
         await store.samples(*(row(m, 90 - n / 10, temperature=n) for n in range(200) for m in ("m1", "m2", "m3")))
@@ -48,8 +53,9 @@ async def test_every_all_gives_each_new_sample_in_order_of_the_named_machines_on
 async def test_late_rows_do_not_go_to_live(api, store):
     await store.machines("m1")
     await store.samples(row("m1", 5, temperature=1.0))
-    await asyncio.sleep(0.2)
+    await api_knows(api, 1)
     async with api.live(machines="m1", every="all") as stream:
+        await machines_until(stream, lambda machines: [machine["id"] for machine in machines] == ["m1"])
         await store.samples(row("m1", 3600, temperature=-1.0))
         await asyncio.sleep(0.2)
         await store.samples(row("m1", 1, temperature=2.0))
@@ -125,6 +131,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_others_are_not(start_a
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.sendall(b"GET /api/v1/live?machines=m1&every=all HTTP/1.1\r\nHost: x\r\n\r\n")
         async with api.live(machines="m1", every="all") as reader, asyncio.timeout(60):
+            await machines_until(reader, lambda machines: [m["id"] for m in machines] == ["m1"])
             seen = sent = 0
             while await api.metric("cncmon_api_live_clients_dropped_total") == before:
                 await store.samples(*(row("m1", program="x" * 1000) for _ in range(300)))
