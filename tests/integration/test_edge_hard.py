@@ -13,6 +13,7 @@ from cncmon_agent.agent import Agent
 from cncmon_agent.batch import make
 from cncmon_agent.buffer.spool import Spool
 from cncmon_agent.buffer.store import SpoolSettings
+from cncmon_agent.cold_disk import ColdDisk
 from cncmon_agent.epochs import FILE, Epoch, EpochsFile
 from cncmon_core import names
 from testkit import agent as agents
@@ -107,6 +108,63 @@ async def test_a_document_of_the_stream_before_floods_no_new_one(
         told = old | {"stream_created": created.isoformat(), "committed_floor": 0}
         await bucket.put("hall.e1", msgspec.json.encode(told))
         await until(_has(nats_client, messages))
+
+
+async def test_what_is_on_a_stick_that_is_not_mounted_is_waited_for(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    ours = ingest.settings_for(postgres_dsn)
+    await ingest.prepare(nats_client, ours)
+    stick, away = tmp_path / "stick", tmp_path / "away"
+    settings = agents.settings_for(tmp_path, cold_dir=str(stick))
+    folder = Path(settings.data_dir)
+    assert ColdDisk(folder, settings.cold_dir).missing() is None
+    on_stick = leave_on_a_stick(folder, stick, batches=200)
+    stick.rename(away)
+    stick.mkdir()
+    async with running_ingest(nats_url, ours, workers=1):
+        async with agents.running_agent(nats_url, settings) as agent:
+            await until(_stored(database, 200 - on_stick))
+            agent.gaps._connected_s = -1e9  # as if it had been connected for long
+            await asyncio.sleep(3)
+            assert "not mounted" in agent.heartbeat().problems[0]
+            assert agent.stuck() is None
+            assert len(agent.epochs.open) == 1
+            stick.rmdir()
+            away.rename(stick)
+            assert "is there again" in (agent.stuck() or "")
+        async with agents.running_agent(nats_url, settings) as agent:
+            await until(_all_forgotten(agent))
+    assert await database.fetchval("SELECT count(*) FROM sensor_data") == 200
+    assert await database.fetchval("SELECT count(*) FROM gaps") == 0
+
+
+def leave_on_a_stick(folder: Path, stick: Path, batches: int) -> int:
+    """Leave an epoch of which all but the last segment is on a stick; return how many batches that is."""
+    spool = Spool(folder / "spool", SpoolSettings(segment_bytes=32 << 10, reserve_bytes=0, cold_dir=str(stick)))
+    log = spool.begin(1)
+    for seq in range(1, batches + 1):
+        assert log.append(make(1, seq, seq - 1, "samples", [frame(seq)], 1, 0))
+    work = spool.sync_work()
+    assert work is not None
+    work.run()
+    spool.synced(work)
+    while (moving := spool.cold_work(3)) is not None:
+        moving.run()
+        assert spool.moved(moving)
+    moved = sum(info.batches for info in spool.segments() if info.tier == "cold")
+    assert 0 < moved < batches
+    spool.close()
+    current = Epoch(1, last_seq=batches, last_samples=batches)
+    (folder / FILE).write_bytes(msgspec.json.encode(EpochsFile(current, [])))
+    return moved
+
+
+def _stored(database: asyncpg.Connection, rows: int) -> Check:
+    async def stored() -> bool:
+        return bool(await database.fetchval("SELECT count(*) >= $1 FROM sensor_data", rows))
+
+    return stored
 
 
 def _has(client: Client, messages: int) -> Check:

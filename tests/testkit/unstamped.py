@@ -155,6 +155,9 @@ class Spool:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        for log in world.unstamped.values():
+            # As `buffer.spool.Spool` does: once it is open, the folder is synced, and what was freed stays away.
+            log.freed.clear()
         self.earlier: dict[int, Buffer] = {number: log for number, log in world.unstamped.items() if log.batches}
 
     def begin(self, epoch: int) -> Log:

@@ -176,7 +176,7 @@ async def test_a_cold_tier_that_is_not_there_is_a_problem(tmp_path: Path) -> Non
     (tmp_path / "stick").touch()
     agent = Agent(agents.settings_for(tmp_path, cold_dir=str(tmp_path / "stick")), link_to(NOWHERE))
     assert agent.heartbeat().problems == [
-        f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'agent'}"
+        f"cold tier {tmp_path / 'stick'} can't be used: Not a directory. Batches stay in {tmp_path / 'agent'}"
     ]
 
 

@@ -279,9 +279,10 @@ def test_a_cold_tier_that_is_not_there_is_said_and_the_agent_runs(tmp_path: Path
     settings = {"CNCMON_AGENT_DATA_DIR": str(tmp_path / "data"), "CNCMON_AGENT_COLD_DIR": str(tmp_path / "stick")}
     with running(tmp_path, **settings) as agent:
         said = agent.wait_for("the cold tier can't be used")
-        assert said["reason"] == (f"cold tier {tmp_path / 'stick'} can't be used: batches stay in {tmp_path / 'data'}")
+        stick, data = tmp_path / "stick", tmp_path / "data"
+        assert said["reason"] == f"cold tier {stick} can't be used: Not a directory. Batches stay in {data}"
         agent.until_looked()
-        assert agent.metric("cncmon_edge_spool_cold_errors") == 1
+        assert agent.metric("cncmon_edge_cold_tier_missing") == 1
         assert agent.metric("cncmon_edge_buffer_memory_only") == 0
 
 

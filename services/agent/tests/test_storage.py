@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def gain_of(storage: Storage) -> float | None:
     return storage.recompress_gain
 
 
-def fill(storage: Storage, batches: int) -> int:
+def fill(storage: Storage, batches: int, epoch: int = EPOCH) -> int:
     """Append batches of some 40 KiB that a higher level makes smaller; return the next seq.
 
     What is not synced must fit into the ring, so each is synced.
@@ -47,7 +48,7 @@ def fill(storage: Storage, batches: int) -> int:
     _, seq = storage.buffer.range()
     for number in range(seq, seq + batches):
         frames = [b" ".join(rng.choices(words, k=80)) for _ in range(50)]
-        assert storage.buffer.append(make(EPOCH, number, (number - 1) * 50, "samples", frames, 1, number * 1000))
+        assert storage.buffer.append(make(epoch, number, (number - 1) * 50, "samples", frames, 1, number * 1000))
         if number % 20 == 0 and (work := storage.spool.sync_work()) is not None:
             work.run()
             storage.spool.synced(work)
@@ -197,7 +198,7 @@ async def test_a_cold_disk_that_fails_is_counted_and_nothing_is_lost(settings_of
     stick = tmp_path / "stick"
     storage = Storage(settings_of(sync_interval_ms=20, cold_dir=str(stick)), EPOCH, tmp_path / "data", None)
     end = fill(storage, 200)
-    stick.rmdir()
+    shutil.rmtree(stick)
     storage.cold_level = 9
     async with running(storage):
         await asyncio.sleep(1.5)
@@ -213,6 +214,83 @@ def test_a_cold_folder_that_cant_be_used_is_said(settings_of: MakeSettings, tmp_
     assert storage.cold_missing is not None
     assert str(tmp_path / "stick") in storage.cold_missing
     storage.close()
+
+
+async def move_to_cold(storage: Storage, batches: int, epoch: int = EPOCH) -> int:
+    """Append batches and have all but the last segment moved to the cold tier; return the next seq."""
+    end = fill(storage, batches, epoch)
+    spool = storage.spool
+    assert spool is not None
+    storage.cold_level = 3
+    async with running(storage):
+        await until(lambda: [one.tier for one in spool.segments()].count("warm") == 1)
+    return end
+
+
+async def recovered(storage: Storage) -> list[int]:
+    """Return the seqs that an earlier start left."""
+    async with running(storage):
+        await storage.wait_recovered()
+        assert storage.spool is not None
+        return [batch.identity.seq for log in storage.spool.earlier.values() for batch in log]
+
+
+async def test_a_stick_that_is_not_mounted_is_waited_for(settings_of: MakeSettings, tmp_path: Path) -> None:
+    stick, away = tmp_path / "stick", tmp_path / "away"
+    settings = settings_of(sync_interval_ms=20, cold_dir=str(stick))
+    end = await move_to_cold(Storage(settings, EPOCH, tmp_path, None), 300)
+    stick.rename(away)
+    stick.mkdir()
+
+    without = Storage(settings, EPOCH + 1, tmp_path, None)
+    assert without.cold_missing is not None
+    assert "not mounted" in without.cold_missing
+    assert str(tmp_path / "cold.json") in without.cold_missing
+    assert metric("cncmon_edge_cold_tier_missing") == 1
+    assert not without.cold_is_back
+    warm = await move_to_cold(without, 300, EPOCH + 1)
+    assert list(stick.iterdir()) == [], "what is meant for the stick does not fill the card under it"
+    stick.rmdir()
+    away.rename(stick)
+    assert without.cold_is_back
+
+    again = Storage(settings, EPOCH + 2, tmp_path, None)
+    assert (again.cold_missing, again.cold_is_back) == (None, False)
+    assert metric("cncmon_edge_cold_tier_missing") == 0
+    assert await recovered(again) == [*range(1, end), *range(1, warm)]
+
+
+async def test_a_cold_tier_that_gets_a_disk_of_its_own_keeps_what_it_had(
+    settings_of: MakeSettings, tmp_path: Path
+) -> None:
+    end = await move_to_cold(Storage(settings_of(sync_interval_ms=20), EPOCH, tmp_path, None), 300)
+    storage = Storage(settings_of(sync_interval_ms=20, cold_dir=str(tmp_path / "stick")), EPOCH + 1, tmp_path, None)
+    storage.cold_level = 3
+    async with running(storage):
+        await storage.wait_recovered()
+        assert storage.spool is not None
+        (log,) = storage.spool.earlier.values()
+        assert [batch.identity.seq for batch in log] == list(range(1, end))
+        assert storage.held().warm_bytes > 0
+        await until(lambda: storage.held().warm_bytes == 0)
+        assert [batch.identity.seq for batch in log] == list(range(1, end))
+        storage.spool.forget(EPOCH)
+        assert storage.held().cold_bytes == 0
+    assert list((tmp_path / "spool" / "cold").iterdir()) == []
+
+
+def test_another_stick_of_the_same_name_is_not_taken_for_it(settings_of: MakeSettings, tmp_path: Path) -> None:
+    stick, settings = tmp_path / "stick", settings_of(cold_dir=str(tmp_path / "stick"))
+    Storage(settings, EPOCH, tmp_path / "data", None).close()
+    shutil.rmtree(stick)
+    Storage(settings, EPOCH, tmp_path / "other", None).close()
+    swapped = Storage(settings, EPOCH + 1, tmp_path / "data", None)
+    assert swapped.cold_missing is not None
+    swapped.close()
+    (tmp_path / "data" / "cold.json").unlink()
+    taken = Storage(settings, EPOCH + 2, tmp_path / "data", None)
+    assert taken.cold_missing is None
+    taken.close()
 
 
 async def test_synced_means_what_it_says(settings_of: MakeSettings, tmp_path: Path) -> None:

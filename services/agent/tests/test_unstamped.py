@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cncmon_agent import mover, ranges
@@ -93,6 +93,16 @@ LIFE = st.fixed_dictionaries(
     seed=st.integers(0, 1 << 30),
     crashes=st.lists(st.tuples(st.integers(1, 120), st.booleans()), max_size=6),
     lives=st.lists(LIFE, min_size=1, max_size=7),
+)
+@example(
+    seed=134939006,
+    crashes=[(14, True), (64, False), (70, False), (10, True)],
+    lives=[
+        {"samples": 6, "learns_at": 3, "recovers_at": 4, "cut_power": False},
+        {"samples": 12, "learns_at": 11, "recovers_at": 3, "cut_power": False},
+        {"samples": 1, "learns_at": 0, "recovers_at": 0, "cut_power": False},
+        {"samples": 1, "learns_at": 0, "recovers_at": 0, "cut_power": False},
+    ],
 )
 @settings(max_examples=250)
 def test_delivery_a8_crashes_anywhere_lose_and_double_nothing(

@@ -103,7 +103,8 @@ class Agent:
         log.info("agent made", epoch=current.epoch, earlier_epochs=len(self.epochs.open))
 
     def stuck(self) -> str | None:
-        """Liveness: whether publishing stands still though there is a connection, or the disk does not answer.
+        """Liveness: whether publishing stands still though there is a connection, the disk does not answer, or the cold
+        tier's came back.
 
         Not being connected is no fault. Called from another thread.
         """
@@ -111,6 +112,8 @@ class Agent:
         still_s = self.publisher.still_s(now_s)
         if self.batcher.online and still_s >= STUCK_S:
             return f"nothing was published, nor looked at, for {still_s:.0f} s"
+        if self.storage.cold_is_back:
+            return f"the cold tier's disk is there again: a start reads what is on it ({self._settings.cold_dir})"
         still_s = self.storage.sync_overdue_s(now_s)
         return f"a sync of the batches on disk has not ended for {still_s:.0f} s" if still_s >= STUCK_S else None
 
@@ -219,12 +222,14 @@ class Agent:
         # Those that the epochs file does not know: it was lost. What is not there any more of them may be in the
         # database, or was dropped: the database knows, and takes of what is declared only what it lacks.
         self.epochs.open += [Epoch(number) for number in left if number not in known]
+        whole = self.storage.cold_missing is None
         for epoch in self.epochs.open:
             buffer: Buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
             note_end(epoch, buffer)
-            self._pin(self.deliveries.add_earlier(buffer, epoch))
+            self._pin(self.deliveries.add_earlier(buffer, epoch, whole=whole))
         self.publisher.wake()
-        self.closings.say()
+        if whole:
+            self.closings.say()
         # At once: what the cap drops now was known to be there by nobody else.
         await self._save()
         if self._unstamped_care is not None:
@@ -244,7 +249,8 @@ class Agent:
             if self.clock.follow():
                 log.warning("the wall clock was set", steps=self.clock.steps)
             if self.storage.recovered and not self.storage.fell_back:
-                self.gaps.step()
+                # Of what earlier starts left nothing can be said while some of it may be on a disk that is not there.
+                self.gaps.step(earlier=self.storage.cold_missing is None)
                 for epoch in self.closings.step():
                     if self.storage.spool is not None:
                         self.storage.spool.forget(epoch)

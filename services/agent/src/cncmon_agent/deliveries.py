@@ -32,11 +32,11 @@ class Deliveries:
         yield from self.earlier.values()
         yield self.current
 
-    def add_earlier(self, buffer: Buffer, epoch: Epoch) -> Delivery:
-        """Drain an earlier epoch's batches too; those of them that came first go first."""
+    def add_earlier(self, buffer: Buffer, epoch: Epoch, *, whole: bool = True) -> Delivery:
+        """Drain an earlier epoch's batches too; those of them that came first go first. whole: as of a `Delivery`."""
         # A power cut may have brought back what was freed.
         buffer.free(epoch.freed_seq)
-        delivery = Delivery(buffer, epoch, self._window_s, time.monotonic())
+        delivery = Delivery(buffer, epoch, self._window_s, time.monotonic(), whole=whole)
         if self._acked_in in ("", self.stream_created):
             self._highest_taken = max(self._highest_taken, epoch.acked_stream_seq)
         else:

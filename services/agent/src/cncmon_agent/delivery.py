@@ -24,14 +24,21 @@ class Delivery:
     must be sent again. An earlier epoch has a backlog only.
     """
 
-    def __init__(self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float, now_s: float = 0.0) -> None:
-        """now_s: what the last run of the agent knew to be taken counts as taken at this moment, monotonic."""
+    def __init__(
+        self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float, now_s: float = 0.0, *, whole: bool = True
+    ) -> None:
+        """now_s: what the last run of the agent knew to be taken counts as taken at this moment, monotonic.
+
+        whole: whether the buffer has all that there is; where some may be on a disk that is not there, a hole in it is
+        no sign that the stream has anything.
+        """
         self.buffer = buffer
         self.epoch = epoch
         self.watermark: int | None = None
         self.pinned_from: Callable[[], int | None] = lambda: None
         """The first seq that may not be freed yet, or None (rule A8: it was moved here and that is not noted)."""
         self.resent = 0
+        self._whole = whole
         self._window_s = duplicate_window_s + MARGIN_S
         self._ways = Ways()
         self._in_flight: set[int] = set()
@@ -216,7 +223,8 @@ class Delivery:
                 break
             reach = hole
         self._reach = reach
-        self.epoch.acked_seq = max(self.epoch.acked_seq, reach)
+        if self._whole:
+            self.epoch.acked_seq = max(self.epoch.acked_seq, reach)
         up_to = min(reach, self.watermark or 0)
         if (pinned := self.pinned_from()) is not None:
             up_to = min(up_to, pinned - 1)

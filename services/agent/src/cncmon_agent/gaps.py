@@ -68,13 +68,14 @@ class GapTeller:
         """A connection begins or ends: without one nothing is said, since nothing is known."""
         self._connected_s = time.monotonic() if online else None
 
-    def step(self) -> None:
-        """Declare what is to be declared now."""
+    def step(self, *, earlier: bool = True) -> None:
+        """Declare what is to be declared now. earlier: of what earlier starts left, too."""
         if self._connected_s is None:
             return
         self._forget_unheard()
         lost = self._lost()
-        asked = [delivery for delivery in self._deliveries if self._asked(delivery)]
+        of = self._deliveries if earlier else [self._deliveries.current]
+        asked = [delivery for delivery in of if self._asked(delivery)]
         ranges = [(delivery, Key(delivery.epoch.epoch, *found)) for delivery in asked for found in delivery.missing()]
         missing = {key for _, key in ranges} | {Key(*one) for one in lost}
         self._said = {key: said for key, said in self._said.items() if key in missing}

@@ -15,6 +15,7 @@ from cncmon_agent.buffer.segment import Segment
 from cncmon_agent.buffer.spool import Order, Spool
 from cncmon_agent.buffer.store import SpoolSettings
 from cncmon_agent.buffer.tiered import TieredBuffer
+from cncmon_agent.cold_disk import ColdDisk
 from cncmon_agent.folder import SPOOL
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.spool_care import SpoolCare
@@ -33,6 +34,7 @@ BUFFER_SAMPLES = Gauge("cncmon_edge_buffer_samples", "Samples that are not in th
 BUFFER_BYTES = Gauge("cncmon_edge_buffer_bytes", "Bytes of them, by tier.", ["tier"])
 BUFFER_CAPACITY = Gauge("cncmon_edge_buffer_capacity_bytes", "Bytes that the buffer may take.")
 MEMORY_ONLY = Gauge("cncmon_edge_buffer_memory_only", "1 while there is no disk under the buffer.")
+COLD_MISSING = Gauge("cncmon_edge_cold_tier_missing", "1 while the cold tier's disk can't be used.")
 COLD_SEGMENTS = Counter("cncmon_edge_cold_segments", "Segments compressed harder and moved to the cold tier.")
 COUNTED = {
     name: Gauge(f"cncmon_edge_spool_{name}", text)
@@ -85,6 +87,8 @@ class Storage:
         self._record = record
         self.memory_only: str | None = None
         self.cold_missing: str | None = None
+        """Why the cold tier can't be used; what earlier starts left on its disk is not known of then."""
+        self._cold_disk: ColdDisk | None = None
         spool = self._open(folder, unusable or f"data folder {settings.data_dir} can't be used")
         self.care = SpoolCare(SPOOL, spool, settings.sync_interval_ms) if spool is not None else None
         self.log: SegmentLog | None = spool.begin(epoch) if spool is not None else None
@@ -95,6 +99,7 @@ class Storage:
         self.recompress_gain: float | None = None
         self.recompress_level = 1
         MEMORY_ONLY.set(spool is None)
+        COLD_MISSING.set(self.cold_missing is not None)
 
     def _open(self, folder: Path | None, unusable: str) -> Spool | None:
         settings = self._settings
@@ -104,12 +109,17 @@ class Storage:
         try:
             if folder is None:
                 raise SpoolError(unusable)
-            spool = Spool(folder / SPOOL, spool_settings(settings))
+            if settings.cold_dir:
+                self._cold_disk = ColdDisk(folder, settings.cold_dir)
+                self.cold_missing = self._cold_disk.missing()
+            spool = Spool(folder / SPOOL, spool_settings(settings, cold=self.cold_missing is None))
             if (full := no_room(spool)) is not None:
                 spool.close()
                 raise SpoolError(f"data folder {settings.data_dir}: {full}")
             if spool.stats().cold_errors:
+                self._cold_disk = None
                 self.cold_missing = f"cold tier {settings.cold_dir} can't be used: batches stay in {settings.data_dir}"
+            if self.cold_missing is not None:
                 log.error("the cold tier can't be used", reason=self.cold_missing)
             return spool
         except SpoolLockedError:
@@ -140,6 +150,11 @@ class Storage:
     def fell_back(self) -> bool:
         """Whether it runs in memory because the disk can't be used, which may hold what earlier starts left."""
         return self.spool is None and self._settings.spool != "off"
+
+    @property
+    def cold_is_back(self) -> bool:
+        """Whether the cold tier's disk was not there at the start, and is now: only a start takes it in use."""
+        return self.cold_missing is not None and self._cold_disk is not None and self._cold_disk.missing() is None
 
     @property
     def recovered(self) -> bool:

@@ -232,8 +232,10 @@ class Spool:
         try:
             self._quarantine = Quarantine(disk, folder, self.settings.quarantine_bytes_max)
             found = self._list(folder, "warm")
-            if not self.settings.cold_dir:
-                disk.make_folder(self._cold_folder)
+            disk.make_folder(folder / COLD_FOLDER)
+            if self.settings.cold_dir:
+                # What was made cold here before that was set takes room here, and may move on.
+                found += self._list(folder / COLD_FOLDER, "warm")
             # What was renamed before the last process died is safe only now, and so are the folders.
             disk.sync_folder(folder)
             disk.sync_folder(folder.parent)

@@ -206,8 +206,8 @@ def lines(summary: Summary) -> list[str]:
         said.append(f"epoch {epoch}: not on disk, so not exported: seq {shown}")
     if summary.unstamped_files:
         said.append(
-            "not exported: samples that wait for the time to be known (see `buffer ls`);"
-            " an agent that starts on this folder with a set clock stamps them"
+            "not exported: samples that wait for the time to be known (see `buffer ls`). Set the clock, start the agent"
+            " with CNCMON_AGENT_CLOCK_TRUSTED=always, and export again: then they have their time"
         )
     skipped = sum(high - low + 1 for problem in summary.damage for low, high in problem.lost)
     said.append(
