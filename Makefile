@@ -1,17 +1,19 @@
 # The front door. `make help` lists the targets; each calls one command.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt robustness bench clean
+.PHONY: help setup demo test test-cluster lint fmt robustness bench clean
 PYTHON ?=
 export PYTHON
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 setup: ## make .venv with every service and build the web page
 	@scripts/setup.sh run
 demo: setup ## five simulated machines, live in the browser (ARGS="--machines 20 --hz 10")
 	@.venv/bin/cncmon demo $(ARGS)
 test: ## run every test on real parts (ARGS="tests/e2e -k wall")
 	@scripts/test.sh $(ARGS)
+test-cluster: ## run the tests on a real Kubernetes API (KUBECONFIG=... for one of yours; ARGS="-k columns")
+	@scripts/test-cluster.sh $(ARGS)
 lint: ## ruff, mypy --strict, import-linter, TypeScript
 	@scripts/setup.sh dev && scripts/lint.sh
 fmt: ## format the Python code

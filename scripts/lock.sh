@@ -9,14 +9,15 @@ lock() { # output file, sources...
     out=$1
     shift
     "$uv" pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate \
-        $(for n in core agent api ingest simulator standalone; do echo "--no-emit-package cncmon-$n"; done) \
+        $(for n in core agent api ingest operator simulator standalone; do echo "--no-emit-package cncmon-$n"; done) \
         --output-file "requirements/$out" "$@"
 }
 
-for service in agent ingest query-api simulator; do
+for service in agent ingest operator query-api simulator; do
     lock "$service.txt" "services/$service/pyproject.toml"
 done
 lock build.txt --group build
 lock node.txt --group node
+lock go.txt --group go
 lock run.txt services/standalone/pyproject.toml --constraints requirements/build.txt
 lock dev.txt services/standalone/pyproject.toml --group dev --constraints requirements/run.txt

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Runs the tests: with arguments, what they name; without, everything, the page's own tests included.
+# Runs the tests: with arguments, what they name; without, everything, the page's own tests included, but for those on
+# Kubernetes (scripts/test-cluster.sh).
 set -eu
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
 if [ $# -eq 0 ]; then
     scripts/web.sh test
+    set -- --ignore=tests/cluster
 fi
 # Most of a test is waiting for servers, so two at once; what shares a server stays together.
 exec .venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -1,6 +1,7 @@
 """Parts that a user's machine may lack. CI sets CNCMON_TEST_REQUIRE=all: then a missing part is a failure."""
 
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,20 @@ def missing_part(part: str) -> str | None:
         return None if browser() else "no Chromium on PATH"
     if part == "root":
         return None if os.geteuid() == 0 else "needs root"
+    if part == "kubernetes":
+        return _without_kubernetes()
     if part == "timescaledb":
         return None if timescaledb_programs() else "no TimescaleDB in a PostgreSQL (scripts/setup-timescaledb.sh)"
     raise ValueError(f"unknown part {part!r}")
+
+
+def _without_kubernetes() -> str | None:
+    """A cluster of the user's, or what a control plane of our own is made with (scripts/setup-cluster.sh)."""
+    if os.environ.get("KUBECONFIG"):
+        return None if shutil.which("kubectl") else "KUBECONFIG is set, and there is no kubectl on PATH"
+    if platform.system() != "Linux":
+        return "a control plane of our own needs Linux; or set KUBECONFIG"
+    return None if shutil.which("openssl") else "no openssl on PATH; or set KUBECONFIG"
 
 
 def browser() -> str | None:

@@ -75,6 +75,41 @@ def load_text(folder: Path, text: str | bytes) -> Machines:
     return load([file])
 
 
+def test_edges_and_references_of_a_cluster_may_stand_in_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "edge.yaml").write_text("""
+apiVersion: cncmon.dev/v1alpha1
+kind: EdgeNode
+metadata: {name: hall-e1}
+spec: {site: hall, edge: e1, join: {natsUrl: "nats://n:4222", credentialsSecretRef: {name: e1}}}
+---
+apiVersion: cncmon.dev/v1alpha1
+kind: MachineProfile
+metadata: {name: mill}
+spec:
+  version: "1.2"
+  rollout: {edgesAtOnce: 2}
+  signals: [{name: temperature, register: 1}]
+---
+apiVersion: cncmon.dev/v1alpha1
+kind: Machine
+metadata: {name: m1}
+spec:
+  connection: {modbus: {host: a}}
+  profileRef: {name: mill}
+  shiftCalendarRef: {name: two-shifts}
+""")
+    found = load([tmp_path])
+    assert found.problems == []
+    edge, rollout = found.edges["hall-e1"].spec, found.profiles["mill"].spec.rollout
+    assert edge.join is not None
+    assert (edge.site, edge.edge, edge.join.nats_url) == ("hall", "e1", "nats://n:4222")
+    assert rollout is not None
+    assert (rollout.edges_at_once, rollout.soak_seconds, rollout.on_failure) == (2, 30, "RollBack")
+    calendar = found.machines["m1"].spec.shift_calendar_ref
+    assert calendar is not None
+    assert calendar.name == "two-shifts"
+
+
 def test_defaults(tmp_path: Path) -> None:
     machine = load_text(tmp_path, minimal()).machines["m"]
     connection = machine.spec.connection.modbus

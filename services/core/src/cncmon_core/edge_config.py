@@ -14,7 +14,8 @@ import msgspec
 from cncmon_core import machine_faults
 from cncmon_core.errors import EdgeConfigError
 from cncmon_core.frames import MAX_PAYLOAD_RESERVE_BYTES
-from cncmon_core.machine import Machine, Metadata, problems_of_spec
+from cncmon_core.machine import Machine, Metadata
+from cncmon_core.machine_rules import problems_of_spec
 from cncmon_core.names import NAME_CHARS_MAX
 
 SCHEMA: Final = 1
@@ -85,7 +86,7 @@ def make(site: str, edge: str, revision: int, machines: Iterable[Machine]) -> Ed
     """Return the document of machines whose profiles are resolved.
 
     What an edge has no use for is left out: annotations (a `kubectl apply` keeps the whole resource in one), status,
-    and the reference to a profile.
+    and the references to a profile and to a shift calendar.
     """
     chosen = sorted(machines, key=lambda machine: machine.metadata.name)
     return EdgeConfig(schema=SCHEMA, revision=revision, site=site, edge=edge, machines=[_bare(m) for m in chosen])
@@ -98,7 +99,7 @@ def encode(config: EdgeConfig) -> bytes:
 
 def _bare(machine: Machine) -> Machine:
     metadata = Metadata(name=machine.metadata.name, labels=machine.metadata.labels)
-    spec = msgspec.structs.replace(machine.spec, profile_ref=None)
+    spec = msgspec.structs.replace(machine.spec, profile_ref=None, shift_calendar_ref=None)
     return msgspec.structs.replace(machine, metadata=metadata, spec=spec, status={})
 
 

@@ -1,21 +1,17 @@
-"""The Machine and MachineProfile documents: one schema for YAML files, edge configuration and Kubernetes resources.
+"""The Machine, MachineProfile and EdgeNode documents: one schema for YAML files, edge configuration and Kubernetes.
 
 Field names on the wire are camelCase as everywhere in Kubernetes; in Python they are snake_case.
 """
 
-import math
-import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from cncmon_core.names import NAME_CHARS_MAX, NAME_PATTERN
-from cncmon_core.sample import CORE_FIELDS, FIELDS, STATES
+from cncmon_core.sample import FIELDS
 
 API_VERSION: Final = "cncmon.dev/v1alpha1"
-
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 
 
 def _check_ends(*names: str) -> None:
@@ -26,6 +22,8 @@ def _check_ends(*names: str) -> None:
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=NAME_CHARS_MAX)]
 SIGNALS_MAX: Final = 1000
+WORD_CHARS_MAX: Final = 128
+"""Of a word that an enumeration gives."""
 MODBUS_REGISTERS_MAX: Final = 125
 """Registers in one answer (Modbus Application Protocol 1.1b3, section 6.3: 0x7D)."""
 
@@ -77,7 +75,7 @@ class Signal(_Document, frozen=True, kw_only=True):
     bit: Annotated[int, Meta(ge=0, le=15, description="Use one bit of the register: 0 is the lowest.")] | None = None
     enumeration: (
         Annotated[
-            dict[str, str],
+            dict[str, Annotated[str, Meta(max_length=WORD_CHARS_MAX)]],
             Meta(
                 min_length=1,
                 max_length=256,
@@ -136,7 +134,16 @@ class Connection(_Document, frozen=True, kw_only=True):
 class ProfileRef(_Document, frozen=True, kw_only=True):
     """Names a MachineProfile."""
 
-    name: Name
+    name: Annotated[Name, Meta(description="The MachineProfile's name, in the same namespace.")]
+
+    def __post_init__(self) -> None:
+        _check_ends(self.name)
+
+
+class ShiftCalendarRef(_Document, frozen=True, kw_only=True):
+    """Names a shift calendar."""
+
+    name: Annotated[Name, Meta(description="The shift calendar's name.")]
 
     def __post_init__(self) -> None:
         _check_ends(self.name)
@@ -147,30 +154,90 @@ class MachineSpec(_Document, frozen=True, kw_only=True):
 
     site: Annotated[Name, Meta(description="The plant. Can't be changed later.")] = "default"
     edge: Annotated[Name, Meta(description="The edge agent that reads the machine.")] = "edge"
-    connection: Connection
+    connection: Annotated[Connection, Meta(description="How the machine is reached: exactly one member.")]
     poll_interval_ms: Annotated[int, Meta(ge=10, le=3_600_000, description="Time between two polls.")] = 1000
-    signals: Annotated[list[Signal], Meta(max_length=SIGNALS_MAX)] = []
-    profile_ref: ProfileRef | None = None
+    signals: Annotated[
+        list[Signal],
+        Meta(max_length=SIGNALS_MAX, description="What is read; takes the place of the profile's of the same name."),
+    ] = []
+    profile_ref: Annotated[ProfileRef, Meta(description="A MachineProfile whose signals are read too.")] | None = None
     ideal_cycle_time_s: (
         Annotated[float, Meta(gt=0, description="Ideal time of one part, for OEE (ISO 22400-2: PRI).")] | None
     ) = None
-    display_name: Annotated[str, Meta(max_length=128)] = ""
+    shift_calendar_ref: (
+        Annotated[ShiftCalendarRef, Meta(description="When the machine is planned to run, for OEE.")] | None
+    ) = None
+    display_name: Annotated[str, Meta(max_length=128, description="What people call the machine.")] = ""
 
     def __post_init__(self) -> None:
         _check_ends(self.site, self.edge)
 
 
+class Rollout(_Document, frozen=True, kw_only=True):
+    """How a change of a profile reaches the edges: some at a time, each watched before the next."""
+
+    edges_at_once: Annotated[int, Meta(ge=1, le=1000, description="Edges that take the change at the same time.")] = 1
+    soak_seconds: Annotated[
+        int, Meta(ge=0, le=86_400, description="How long an edge must be well with it before the next ones follow.")
+    ] = 30
+    timeout_seconds: Annotated[
+        int, Meta(ge=1, le=86_400, description="How long an edge may take to run it before it counts as failed.")
+    ] = 300
+    on_failure: Annotated[
+        Literal["RollBack", "Stop"],
+        Meta(description="RollBack: all edges get the last good signals again. Stop: they stay as they are."),
+    ] = "RollBack"
+
+
 class MachineProfileSpec(_Document, frozen=True, kw_only=True):
     """A register map that many machines share."""
 
-    signals: Annotated[list[Signal], Meta(min_length=1, max_length=SIGNALS_MAX)]
-    description: Annotated[str, Meta(max_length=1024)] = ""
+    signals: Annotated[
+        list[Signal], Meta(min_length=1, max_length=SIGNALS_MAX, description="What is read of each of the machines.")
+    ]
+    description: Annotated[str, Meta(max_length=1024, description="For which machines it is meant.")] = ""
+    version: Annotated[str, Meta(max_length=63, description="What people call this state of it, such as 1.2.")] = ""
+    rollout: (
+        Annotated[Rollout, Meta(description="How a change reaches the edges; without it, all of them at once.")] | None
+    ) = None
+
+
+class SecretRef(_Document, frozen=True, kw_only=True):
+    """Names a Kubernetes Secret."""
+
+    name: Annotated[Name, Meta(description="The Secret's name, in the same namespace.")]
+
+    def __post_init__(self) -> None:
+        _check_ends(self.name)
+
+
+class Join(_Document, frozen=True, kw_only=True):
+    """What an edge needs to join."""
+
+    nats_url: Annotated[str, Meta(max_length=253, description="Where the edge finds NATS, as nats://host:4222.")] = ""
+    credentials_secret_ref: (
+        Annotated[SecretRef, Meta(description="The Secret that holds its NATS credentials.")] | None
+    ) = None
+
+
+class EdgeNodeSpec(_Document, frozen=True, kw_only=True):
+    """One edge agent."""
+
+    site: Annotated[Name, Meta(description="The plant. Can't be changed later.")]
+    edge: Annotated[Name, Meta(description="The edge's name within the plant. Can't be changed later.")]
+    display_name: Annotated[str, Meta(max_length=128, description="What people call the edge.")] = ""
+    join: Annotated[Join, Meta(description="What the edge needs to join; empty where it is set up by hand.")] | None = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        _check_ends(self.site, self.edge)
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Kubernetes object metadata, as far as we look at it; the API server's own additions are ignored."""
 
-    name: Name
+    name: Annotated[Name, Meta(description="Its name.")]
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 
@@ -196,64 +263,13 @@ class MachineProfile(_Document, frozen=True, kw_only=True, tag_field="kind", tag
     status: dict[str, Any] = {}
 
 
-Document = Machine | MachineProfile
+class EdgeNode(_Document, frozen=True, kw_only=True, tag_field="kind", tag="EdgeNode"):
+    """One edge agent, as the fleet knows it."""
+
+    api_version: Literal["cncmon.dev/v1alpha1"]
+    metadata: Metadata
+    spec: EdgeNodeSpec
+    status: dict[str, Any] = {}
 
 
-def problems_of_spec(spec: MachineSpec) -> list[tuple[str, str]]:
-    """Return (path, problem) for each rule between fields that the types can't state."""
-    problems = []
-    if not spec.connection.driver():
-        problems.append(("$.spec.connection", "needs exactly one member, for example modbus"))
-    if not spec.signals and spec.profile_ref is None:
-        problems.append(("$.spec", "needs signals, or profileRef that names a MachineProfile"))
-    if len(spec.signals) > SIGNALS_MAX:
-        problems.append(("$.spec.signals", f"{len(spec.signals)} with the profile's; at most {SIGNALS_MAX}"))
-    modbus = spec.connection.modbus
-    limit = MODBUS_REGISTERS_MAX if modbus is UNSET else modbus.registers_max
-    for index, signal in enumerate(spec.signals):
-        if signal.registers() > limit:
-            said = f"takes {signal.registers()} registers, the device answers {limit} at once (registersMax)"
-            problems.append((f"$.spec.signals[{index}]", said))
-    return problems + problems_of_signals(spec.signals)
-
-
-def problems_of_signals(signals: list[Signal]) -> list[tuple[str, str]]:
-    """Return (path, problem) for each rule between the fields of a signal, and between signals."""
-    problems: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    for index, signal in enumerate(signals):
-        path = f"$.spec.signals[{index}]"
-        if signal.name in seen:
-            problems.append((f"{path}.name", f"{signal.name!r} is given twice"))
-        seen.add(signal.name)
-        if signal.name in ("machine_id", "timestamp", "extras"):
-            problems.append((f"{path}.name", f"{signal.name!r} is set by the agent, not read from a register"))
-        if signal.register + signal.registers() > 65536:
-            problems.append((f"{path}.register", f"{signal.register} + {signal.registers()} registers go past 65535"))
-        for name, value in (("scale", signal.scale), ("offset", signal.offset)):
-            if not math.isfinite(value):
-                problems.append((f"{path}.{name}", f"{value} is no finite number"))
-        if signal.bit is not None and signal.type not in ("uint16", "bool"):
-            problems.append((f"{path}.bit", "a bit is taken from one register: type must be uint16 or bool"))
-        if signal.enumeration is not None:
-            problems += _problems_of_enumeration(path, signal)
-        elif signal.name == "machine_state":
-            problems.append((path, f"machine_state needs an enumeration to {', '.join(sorted(STATES))}"))
-    return problems
-
-
-def _problems_of_enumeration(path: str, signal: Signal) -> list[tuple[str, str]]:
-    problems = []
-    for raw, word in (signal.enumeration or {}).items():
-        if not _WHOLE_NUMBER.fullmatch(raw):
-            problems.append((f"{path}.enumeration", f"{raw!r} must be a whole number"))
-        if signal.name == "machine_state" and word not in STATES:
-            problems.append(
-                (f"{path}.enumeration", f"{word!r} is no machine state; known are {', '.join(sorted(STATES))}")
-            )
-    numeric = {*CORE_FIELDS, "part_count", "tool_number"} & SAMPLE_SIGNALS - {"machine_state"}
-    if signal.name in numeric:
-        problems.append((f"{path}.enumeration", f"{signal.name} is a number; an enumeration gives words"))
-    if signal.type in ("float32", "float64", "string"):
-        problems.append((f"{path}.enumeration", f"needs a whole-number type, not {signal.type}"))
-    return problems
+Document = Machine | MachineProfile | EdgeNode

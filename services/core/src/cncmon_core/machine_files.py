@@ -13,12 +13,12 @@ from cncmon_core import machine_faults
 from cncmon_core.machine import (
     API_VERSION,
     Document,
+    EdgeNode,
     Machine,
     MachineProfile,
     MachineSpec,
-    problems_of_signals,
-    problems_of_spec,
 )
+from cncmon_core.machine_rules import problems_of_signals, problems_of_spec
 
 FILE_BYTES_MAX: Final = 16 << 20
 NODES_MAX: Final = 100_000
@@ -27,7 +27,8 @@ DEPTH_MAX: Final = 64
 """Bounds nesting: PyYAML's composer recurses in C, where too deep ends the process."""
 _TOO_MANY: Final = f"more than {NODES_MAX} values in one document (aliases counted each time)"
 
-_KINDS: Final[dict[str, type[Document]]] = {"Machine": Machine, "MachineProfile": MachineProfile}
+_KINDS: Final[dict[str, type[Document]]] = {kind.__name__: kind for kind in (Machine, MachineProfile, EdgeNode)}
+_ANY_KIND: Final = "Machine, MachineProfile or EdgeNode"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,10 +50,14 @@ class Problem:
 
 @dataclass
 class Machines:
-    """What the files hold: machines by name with their signals resolved, and what is wrong with the rest."""
+    """What the files hold, by name: machines with their signals resolved, and what is wrong with the rest.
+
+    Edges are checked, and nothing more is done with them: outside Kubernetes an edge is set up by its own settings.
+    """
 
     machines: dict[str, Machine] = field(default_factory=dict)
     profiles: dict[str, MachineProfile] = field(default_factory=dict)
+    edges: dict[str, EdgeNode] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -83,6 +88,8 @@ def load(paths: Iterable[Path]) -> Machines:
     for item in parsed:
         if isinstance(item.document, MachineProfile):
             _add(item, found.profiles, problems_of_signals(item.document.spec.signals), found.problems)
+        elif isinstance(item.document, EdgeNode):
+            _add(item, found.edges, [], found.problems)
     for item in parsed:
         if isinstance(item.document, Machine):
             item, faults = _with_profile(item, item.document, found.profiles)
@@ -202,14 +209,12 @@ def _parse_node(node: Any, file: str, problems: list[Problem]) -> list[_Parsed]:
         return []
     if not isinstance(value, dict) or value.get("kind") not in list(_KINDS):
         kind = value.get("kind") if isinstance(value, dict) else type(value).__name__
-        problems.append(
-            Problem(file, first, "", "$.kind", f"{kind!r}; expected Machine or MachineProfile ({API_VERSION})")
-        )
+        problems.append(Problem(file, first, "", "$.kind", f"{kind!r}; expected {_ANY_KIND} ({API_VERSION})"))
         return []
     metadata = value.get("metadata")
     label = f"{value['kind']} {_one_line(metadata.get('name', '?') if isinstance(metadata, dict) else '?')}"
     try:
-        document = msgspec.convert(_stringify_enumerations(value), Machine | MachineProfile)
+        document = msgspec.convert(_stringify_enumerations(value), Document)
     except msgspec.ValidationError as error:
         path, text = machine_faults.of_validation(error, _KINDS[value["kind"]])
         problems.append(Problem(file, _line_of(path, lines), label, path, text))

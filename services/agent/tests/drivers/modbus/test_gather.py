@@ -11,7 +11,8 @@ from cncmon_agent.drivers.modbus.driver import _registers
 from cncmon_agent.drivers.modbus.gather import Gather
 from cncmon_agent.drivers.modbus.plan import BIT_TABLES, Block, plan
 from cncmon_agent.drivers.modbus.values import decoder, float32
-from cncmon_core.machine import ModbusConnection, Signal, problems_of_signals
+from cncmon_core.machine import ModbusConnection, Signal
+from cncmon_core.machine_rules import problems_of_signals
 
 TYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "bool", "string")
 SCALES = (1.0, 0.1, 0.01, 0.001, -0.1, -1.0, 2.5, 0.3, 0.0, 1e-320, 1e300)

@@ -1,0 +1,58 @@
+"""Fixtures of the tests on a real Kubernetes API."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from testkit.kubernetes import ROOT, Cluster, ControlPlane, running_cluster
+
+FILES = ROOT / "charts/cnc-monitor/files"
+
+_BEYOND_THE_SCHEMA = """
+apiVersion: cncmon.dev/v1alpha1
+kind: MachineProfile
+metadata: {name: probe, namespace: default}
+spec: {signals: [{name: probe, register: 1, enumeration: {x: y}}]}
+"""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Kubernetes API that all tests of a process share: work in a namespace of your own."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def resources(cluster: Cluster) -> Cluster:
+    """The cluster, with our resources' definitions and admission policy in force."""
+    cluster.kubectl("apply", "--server-side", "-f", str(FILES / "crds"), "-f", str(FILES / "admission"))
+    names = [f"crd/{path.stem}.cncmon.dev" for path in (FILES / "crds").iterdir()]
+    cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    # A policy is in force some time after it is stored.
+    deadline_s = time.monotonic() + 30
+    while not cluster.kubectl(
+        "create", "--dry-run=server", "-f", "-", stdin=_BEYOND_THE_SCHEMA, check=False
+    ).returncode:
+        assert time.monotonic() < deadline_s, "the admission policy is not in force"
+        time.sleep(0.2)
+    return cluster
+
+
+@pytest.fixture
+def namespace(resources: Cluster) -> Iterator[str]:
+    """A namespace for one test."""
+    with resources.namespace() as name:
+        yield name
+
+
+@pytest.fixture
+def own_control_plane(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ControlPlane]:
+    """A control plane for one test that breaks it, whatever KUBECONFIG says."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        assert isinstance(running, ControlPlane)
+        yield running

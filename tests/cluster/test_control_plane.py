@@ -1,0 +1,38 @@
+"""The control plane that the other tests stand on: it keeps what it had, and leaves nothing behind."""
+
+import time
+
+import psutil
+import pytest
+
+from testkit.kubernetes import ControlPlane
+
+pytestmark = pytest.mark.needs("kubernetes")
+
+
+def test_a_killed_api_server_comes_back_with_what_was_stored(own_control_plane: ControlPlane) -> None:
+    plane = own_control_plane
+    plane.kubectl("create", "configmap", "kept", "--from-literal=a=b")
+    plane.restart_api()
+    assert plane.get("configmap", "kept")["data"] == {"a": "b"}
+    # Pods are taken, and nobody runs them; accounts and namespaces are looked after.
+    plane.kubectl("run", "pod", "--image=none")
+    assert plane.get("pod", "pod")["status"]["phase"] == "Pending"
+    with plane.namespace() as name:
+        plane.kubectl("create", "configmap", "gone", "-n", name)
+    deadline_s = time.monotonic() + 30
+    while plane.kubectl("get", "namespace", name, check=False).returncode == 0:
+        assert time.monotonic() < deadline_s, "the namespace is not deleted"
+        time.sleep(0.2)
+
+
+def test_stopped_nothing_of_it_runs(own_control_plane: ControlPlane) -> None:
+    mine = {"etcd", "kube-apiserver", "kube-controller-manager"}
+
+    def running() -> set[str]:
+        folder = str(own_control_plane.kubeconfig.parent)
+        return {one.name()[:15] for one in psutil.process_iter() if folder in " ".join(one.cmdline())}
+
+    assert running() == {name[:15] for name in mine}
+    own_control_plane.stop()
+    assert running() == set()
