@@ -14,13 +14,14 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_core import edge_config, machine_files, names
+from cncmon_core.edge_documents import EdgeDocuments
+from cncmon_core.errors import EdgeDocumentError
 from cncmon_core.machine import Machine
 from cncmon_ingest import bootstrap
 from cncmon_simulator import Settings, Simulator, documents, running
 from cncmon_standalone.configure import apply
-from cncmon_standalone.configure.documents import Documents
 from cncmon_standalone.configure.rollout import Heard
-from cncmon_standalone.errors import PartError, UnusableError
+from cncmon_standalone.errors import UnusableError
 from testkit import ingest
 from testkit.agent import running_agent, settings_for
 from testkit.recorder import until
@@ -256,7 +257,7 @@ async def test_a_bucket_that_is_deleted_and_made_anew_is_followed_within_30_s(
             await apply.apply(nats_client, machines | {ONE: faster(machines[ONE], interval_ms)})
         await until(lambda: agent.config.report.revision == 4)
         await nats_client.jetstream().delete_stream(f"KV_{names.KV_CONFIG}")
-        with pytest.raises(PartError, match="no bucket edge_config"):
+        with pytest.raises(EdgeDocumentError, match="no bucket edge_config"):
             await apply.apply(nats_client, machines)
         await asyncio.sleep(0.3)
         assert len(agent.machines.reports()) == 3
@@ -275,7 +276,7 @@ async def test_two_who_write_at_once_both_get_their_way(nats_client: Client, tmp
     await made_bucket(nats_client)
     async with plant(tmp_path, 5) as (_, machines):
         await asyncio.gather(*(apply.apply(nats_client, {name: machine}) for name, machine in machines.items()))
-    stored = await Documents(nats_client).read(SITE, EDGE)
+    stored = await EdgeDocuments(nats_client).read(SITE, EDGE)
     assert stored.config is not None
     assert sorted(stored.config.by_name) == sorted(machines)
     assert stored.config.revision == 5
@@ -283,7 +284,7 @@ async def test_two_who_write_at_once_both_get_their_way(nats_client: Client, tmp
 
 async def test_a_machine_moves_from_edge_to_edge_and_two_edges_swap(nats_client: Client, tmp_path: Path) -> None:
     await made_bucket(nats_client)
-    documents_there = Documents(nats_client)
+    documents_there = EdgeDocuments(nats_client)
 
     def at(machine: Machine, edge: str) -> Machine:
         return msgspec.structs.replace(machine, spec=msgspec.structs.replace(machine.spec, edge=edge))

@@ -4,6 +4,7 @@ CncmonError
 ├── SettingsError        a setting can't be used: stop, say which
 ├── ConfigError          a Machine document can't be used: leave that machine out, say why
 │   └── EdgeConfigError  an edge's whole configuration can't be used: go on with the one before, report each problem
+├── EdgeDocumentError    the edges' documents can't be got at; the text says why, for people
 ├── InvalidNameError     a site, edge or machine name breaks the rules
 ├── RejectedError        bytes that can not be stored, with a reason
 │   ├── MessageError     a whole message can't be used: dead-letter it
@@ -40,6 +41,10 @@ class EdgeConfigError(ConfigError):
         super().__init__("; ".join(map(str, problems)))
         self.problems = list(problems)
         self.revision = revision
+
+
+class EdgeDocumentError(CncmonError):
+    """The edges' documents can't be got at: there is no bucket, or others always write first."""
 
 
 class InvalidNameError(CncmonError, ValueError):

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 
 from nats.aio.client import Client
 
+from cncmon_core.edge_documents import Edge, EdgeDocuments, Stored
 from cncmon_core.machine import Machine
+from cncmon_standalone.configure import documents
 from cncmon_standalone.configure.change import EdgeChange, MachineChange, Verb, merge
-from cncmon_standalone.configure.documents import Documents, Edge, Stored
 from cncmon_standalone.errors import UnusableError
 
 
@@ -21,22 +22,22 @@ async def apply(
 
     Raises:
         UnusableError: a document there, or that would come of it, can't be used.
-        PartError: NATS can't be asked.
+        EdgeDocumentError: there is no bucket, or others always write first.
     """
-    documents = Documents(client)
+    there = EdgeDocuments(client)
     wanted: dict[Edge, dict[str, Machine]] = defaultdict(dict)
     for name, machine in machines.items():
         wanted[machine.spec.site, machine.spec.edge][name] = machine
     changes = []
     # All let go before anyone takes, as where two edges swap machines.
-    for key in await documents.edges():
+    for key in await there.edges():
         moved = _elsewhere(machines, key)
-        stored = await documents.read(*key)
+        stored = await there.read(*key)
         if stored.config is not None and stored.config.by_name.keys() & moved.keys():
-            changes.append(await _change(documents, key, {}, gone=moved, dry_run=dry_run))
+            changes.append(await _change(there, key, {}, gone=moved, dry_run=dry_run))
     for key, given in sorted(wanted.items()):
         moved = _elsewhere(machines, key)
-        changes.append(await _change(documents, key, given, gone=moved, prune=prune, dry_run=dry_run))
+        changes.append(await _change(there, key, given, gone=moved, prune=prune, dry_run=dry_run))
     return _joined(changes)
 
 
@@ -49,20 +50,20 @@ async def delete(client: Client, names: Iterable[str], *, dry_run: bool = False)
 
     Raises:
         UnusableError: no edge has one of them, or a document can't be used.
-        PartError: NATS can't be asked.
+        EdgeDocumentError: there is no bucket, or others always write first.
     """
-    documents = Documents(client)
+    there = EdgeDocuments(client)
     gone: dict[str, Verb] = dict.fromkeys(names, "removed")
-    stored = [(key, (await documents.read(*key)).config) for key in await documents.edges()]
+    stored = [(key, (await there.read(*key)).config) for key in await there.edges()]
     having = [key for key, config in stored if config is not None and config.by_name.keys() & gone.keys()]
     known = {name for _, config in stored if config is not None for name in config.by_name}
     if missing := sorted(gone.keys() - known):
         raise UnusableError(f"no edge has {', '.join(missing)}")
-    return [await _change(documents, key, {}, gone=gone, dry_run=dry_run) for key in having]
+    return [await _change(there, key, {}, gone=gone, dry_run=dry_run) for key in having]
 
 
 async def _change(
-    documents: Documents,
+    there: EdgeDocuments,
     key: Edge,
     given: Mapping[str, Machine],
     *,
@@ -78,7 +79,7 @@ async def _change(
             )
         return merge(*key, stored.config, given, gone=gone, prune=prune, revision=stored.revision + 1)
 
-    return await documents.change(*key, to, dry_run=dry_run)
+    return await documents.change(there, *key, to, dry_run=dry_run)
 
 
 def _joined(changes: Iterable[EdgeChange]) -> list[EdgeChange]:

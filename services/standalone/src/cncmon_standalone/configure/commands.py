@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cncmon_core import machine_files
+from cncmon_core.edge_documents import EdgeDocuments
 from cncmon_core.machine import Machine
 from cncmon_standalone import console, state
 from cncmon_standalone.configure import apply, documents
@@ -83,7 +84,7 @@ async def _run(options: Options, work: Callable[[Client], Awaitable[list[EdgeCha
     out = console.for_people(to_stderr=options.as_json)
     async with documents.connected(running.nats_url) as client:
         heard = Heard(client)
-        edges = await documents.Documents(client).edges()
+        edges = await EdgeDocuments(client).edges()
         # Of edges that get their first document now nothing is heard before they have one.
         await heard.listen(edges)
         changes = await work(client)
