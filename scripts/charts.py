@@ -1,8 +1,9 @@
 """Makes each chart's values.schema.json and the table in its README from the comments of values.yaml.
 
-A value's comment is `# -- what it is`, on as many lines as it takes, then perhaps `# @schema {JSON schema as YAML}`; its
-type is that of its default. `$ref` names one of DEFINITIONS; `settings.X` are the settings of a service, from its code:
-type, bounds and words are written once. `--check` writes nothing, and fails where a file is not what it should be.
+A value's comment is `# -- what it is`, on as many lines as it takes, then perhaps `# @schema {JSON schema as YAML}`;
+its type is that of its default. `$ref` names one of DEFINITIONS; `settings.X` are the settings of a service, from its
+code: type, bounds and words are written once. `--check` writes nothing, and fails where a file is not what it should
+be.
 """
 
 import argparse
@@ -29,8 +30,8 @@ _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _NAME = {"type": "string", "maxLength": 253, "pattern": f"^({_LABEL}(\\.{_LABEL})*)?$"}
 _AMOUNTS = {
     "type": "object",
-    "propertyNames": {"pattern": "^([a-z0-9.-]+/)?[a-z0-9-]+$"},
-    "additionalProperties": {"anyOf": [_QUANTITY, {"type": "integer", "minimum": 0}]},
+    "patternProperties": {"^([a-z0-9.-]+/)?[a-z0-9-]+$": {"anyOf": [_QUANTITY, {"type": "integer", "minimum": 0}]}},
+    "additionalProperties": False,
 }
 _OBJECT = {"type": "object"}
 
@@ -75,7 +76,7 @@ SETTINGS: Final[dict[str, tuple[str, type[msgspec.Struct], set[str]]]] = {
     # Without those that the chart sets from other values, and that a container must leave as they are.
     "settings.ingest": ("INGEST", IngestSettings, {"database_dsn", "stream_replicas", "bootstrap_timeout_ms"}),
     "settings.api": ("API", ApiSettings, {"database_dsn", "host", "port"}),
-    "settings.operator": ("OPERATOR", OperatorSettings, {"namespace", "identity"}),
+    "settings.operator": ("OPERATOR", OperatorSettings, {"namespace"}),
     "settings.nats": (
         "NATS", NatsSettings, {"servers", "user", "password", "tls_ca_file", "tls_cert_file", "tls_key_file"},
     ),
@@ -158,7 +159,7 @@ class Values:
         elif reference is not None:
             found = dict(DEFINITIONS[reference])
         else:
-            found = {"type": said.pop("type", _type_of(path, default))}
+            found = {"type": said.pop("type", None) or _type_of(path, default)}
         return {"description": self.words[path], **found, **said, "default": default}
 
     def table(self) -> str:

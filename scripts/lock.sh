@@ -20,4 +20,4 @@ lock build.txt --group build
 lock node.txt --group node
 lock go.txt --group go
 lock run.txt services/standalone/pyproject.toml --constraints requirements/build.txt
-lock dev.txt services/standalone/pyproject.toml --group dev --constraints requirements/run.txt
+lock dev.txt services/standalone/pyproject.toml services/operator/pyproject.toml --group dev --constraints requirements/run.txt

@@ -14,6 +14,7 @@ from cncmon_core.nats_link import NatsSettings
 from cncmon_core.service import ServiceSettings
 from cncmon_core.settings import describe
 from cncmon_ingest.settings import IngestSettings
+from cncmon_operator.settings import OperatorSettings
 from cncmon_simulator.settings import Settings as SimulatorSettings
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ SETTINGS: list[tuple[str, type[msgspec.Struct], str]] = [
     ("core", NatsSettings, "NATS"),
     ("core", ServiceSettings, "SERVICE"),
     ("ingest", IngestSettings, "INGEST"),
+    ("operator", OperatorSettings, "OPERATOR"),
     ("query-api", ApiSettings, "API"),
     ("simulator", SimulatorSettings, "SIMULATOR"),
 ]

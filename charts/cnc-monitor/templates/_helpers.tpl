@@ -71,6 +71,7 @@ capabilities: {drop: [ALL]}
 {{- define "cnc-monitor.scheduling" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 2 -}}
+enableServiceLinks: false
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -33,7 +33,10 @@ Link = Literal["connecting", "connected", "offline"]
 
 
 class MachineReport(msgspec.Struct):
-    """What the heartbeat says of a machine. since: when `state` began; signals: those that can't be read, and why."""
+    """What the heartbeat says of a machine. since: when `state` began; signals: those that can't be read, and why.
+
+    machine_state: what the machine last said of itself.
+    """
 
     id: str
     state: Link
@@ -41,6 +44,7 @@ class MachineReport(msgspec.Struct):
     last_sample: datetime | None = None
     error: str | None = None
     signals: dict[str, str] = {}
+    machine_state: str | None = None
 
 
 class Sink(Protocol):
@@ -225,6 +229,7 @@ class Poller:
         sample = self._make_sample(stamp, values, errors)
         if errors:
             SIGNAL_ERRORS.inc(len(errors))
+        self.report.machine_state = sample.machine_state
         self._on_success(stamp if self._clock.settled else self._clock.now(), errors)
         self._batcher.add(sample)
 

@@ -16,9 +16,8 @@ from cncmon_core.machine import (
     EdgeNode,
     Machine,
     MachineProfile,
-    MachineSpec,
 )
-from cncmon_core.machine_rules import problems_of_signals, problems_of_spec
+from cncmon_core.machine_rules import problems_of_signals, problems_of_spec, with_profile
 
 FILE_BYTES_MAX: Final = 16 << 20
 NODES_MAX: Final = 100_000
@@ -123,8 +122,7 @@ def _with_profile(
         known = ", ".join(sorted(profiles)) or "none"
         text = f"no usable MachineProfile {name!r} in these files; known: {known}"
         return item, [*faults, ("$.spec.profileRef.name", text)]
-    signals = {signal.name: signal for signal in (*profile.spec.signals, *machine.spec.signals)}
-    spec: MachineSpec = msgspec.structs.replace(machine.spec, signals=list(signals.values()))
+    spec = with_profile(machine.spec, profile.spec)
     return _Parsed(msgspec.structs.replace(machine, spec=spec), item.file, item.lines), faults
 
 

@@ -4,9 +4,17 @@ import math
 import re
 from typing import Final
 
+import msgspec
 from msgspec import UNSET
 
-from cncmon_core.machine import MODBUS_REGISTERS_MAX, SAMPLE_SIGNALS, SIGNALS_MAX, MachineSpec, Signal
+from cncmon_core.machine import (
+    MODBUS_REGISTERS_MAX,
+    SAMPLE_SIGNALS,
+    SIGNALS_MAX,
+    MachineProfileSpec,
+    MachineSpec,
+    Signal,
+)
 from cncmon_core.sample import CORE_FIELDS, STATES
 
 WHOLE_NUMBER: Final = r"-?[0-9]{1,20}"
@@ -25,6 +33,12 @@ NUMERIC_SIGNALS: Final = frozenset({*CORE_FIELDS, "part_count", "tool_number"} &
 """Signals that are numbers in a sample, so that words are no use there."""
 
 _WHOLE_NUMBER = re.compile(WHOLE_NUMBER)
+
+
+def with_profile(spec: MachineSpec, profile: MachineProfileSpec) -> MachineSpec:
+    """Return a machine's spec with its profile's signals, its own in place of those of the same name."""
+    signals = {signal.name: signal for signal in (*profile.signals, *spec.signals)}
+    return msgspec.structs.replace(spec, signals=list(signals.values()))
 
 
 def problems_of_spec(spec: MachineSpec) -> list[tuple[str, str]]:
