@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROGRAMS = ("codec", "startup", "capture", "main_job", "control", "edge")
+PROGRAMS = ("codec", "startup", "capture", "main_job", "control", "edge", "operator")
 
 
 def main() -> int:

@@ -64,6 +64,10 @@ class Operator:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
     def pause(self, paused: bool) -> None:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
@@ -121,12 +125,12 @@ class Hall:
         self.cluster, self.namespace, self.client = cluster, namespace, client
         self.documents = EdgeDocuments(client)
         self.operators: list[Operator] = []
-        self._nats_url, self._folder = nats_url, folder
+        self.nats_url, self._folder = nats_url, folder
 
     def operator(self, by: Cluster | None = None, **settings: Any) -> Operator:
         """Start another replica. by: how it sees the cluster, where not as we do."""
         log = self._folder / f"operator-{len(self.operators)}.log"
-        made = Operator(by or self.cluster, self.namespace, self._nats_url, log, **settings)
+        made = Operator(by or self.cluster, self.namespace, self.nats_url, log, **settings)
         self.operators.append(made)
         made.start()
         return made

@@ -14,8 +14,12 @@ from cluster.operators import FILES, Hall, Relay, hall_of
 from cncmon_core import edge_config, names
 from cncmon_core.machine import Machine
 from cncmon_core.machine_files import load
+from cncmon_simulator import Settings as SimulatorSettings
+from cncmon_simulator import documents as simulated
+from cncmon_simulator import running
 from cncmon_standalone.configure import apply
 from testkit import ingest
+from testkit.agent import running_agent, settings_for
 from testkit.kubernetes import Cluster, ControlPlane
 
 pytestmark = [pytest.mark.needs("kubernetes"), pytest.mark.timeout(180)]
@@ -390,3 +394,40 @@ async def test_released_machines_can_go_without_an_operator(hall: Hall, tmp_path
     hall.release()
     hall.delete("mc", "m2")
     assert hall.get("mc")["items"] == []
+
+
+async def test_a_real_edge_runs_what_was_applied_and_the_resource_tells_so(hall: Hall, tmp_path: Path) -> None:
+    """The simulator's own documents, by kubectl; an agent that follows its key; the truth in `kubectl get mc`."""
+    hall.operator()
+    settings = SimulatorSettings(
+        machines=2, port_base=0, control_port=-1, behaviour="shop", poll_interval_ms=100, site="hall", edge="e1"
+    )
+    file = tmp_path / "machines.yaml"
+    async with running_agent(hall.nats_url, settings_for(tmp_path)):
+        async with running(settings) as simulator:
+            simulated.write(simulator.fleet, file)
+            one, two = sorted(load([file]).machines)
+            started_s = time.monotonic()
+            hall.cluster.kubectl("apply", "-n", hall.namespace, "-f", str(file))
+            for name in (one, two):
+                await hall.until_condition(name, "Ready", "True", "AllTrue")
+            assert time.monotonic() - started_s < 15
+            status = hall.get("mc", one)["status"]
+            assert status["state"] in ("running", "idle", "alarm", "hold")
+            assert status["lastValueTime"]
+
+            changed_s = time.monotonic()
+            patch = '{"spec": {"pollIntervalMs": 20}}'
+            hall.cluster.kubectl("patch", "mc", one, "-n", hall.namespace, "--type=merge", "-p", patch)
+
+            async def applied() -> bool:
+                return bool(hall.get("mc", one)["status"]["appliedRevision"] > status["appliedRevision"])
+
+            await hall.until(applied, "the new interval applied")
+            assert time.monotonic() - changed_s < 5
+        # Its controllers are switched off.
+        for name in (one, two):
+            await hall.until_condition(name, "Connected", "False", "Offline")
+        assert hall.get("mc", one)["status"]["state"] == "offline"
+        found = hall.cluster.kubectl("get", "events", "-n", hall.namespace).stdout
+        assert "Offline" in found
