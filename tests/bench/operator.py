@@ -143,9 +143,10 @@ async def _measure(report: Report, folder: Path, plane: ControlPlane, nats_url: 
         await _statuses(operator, edges * MACHINES_AN_EDGE)
         all_s = time.monotonic() - started_s
         first = operator.metric("cncmon_operator_api_requests_total")
-        report.add("operator.start_documents", Figure(documents_s, "s", None, "", 30, "at_most"))
-        report.add("operator.start_all", Figure(all_s, "s"))
-        report.add("operator.start_requests", Figure(first / (edges * MACHINES_AN_EDGE), "requests/machine"))
+        # The very first start of all: each Machine gets its finalizer and its status.
+        report.add("operator.first_documents", Figure(documents_s, "s"))
+        report.add("operator.first_statuses", Figure(all_s, "s"))
+        report.add("operator.first_requests", Figure(first / (edges * MACHINES_AN_EDGE), "requests/machine"))
 
         again_s = time.monotonic()
         operator.stop()

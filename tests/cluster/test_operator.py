@@ -431,3 +431,103 @@ async def test_a_real_edge_runs_what_was_applied_and_the_resource_tells_so(hall:
         assert hall.get("mc", one)["status"]["state"] == "offline"
         found = hall.cluster.kubectl("get", "events", "-n", hall.namespace).stdout
         assert "Offline" in found
+
+
+async def test_a_start_writes_nothing_where_all_is_as_it_was(hall: Hall) -> None:
+    operator = hall.operator()
+    hall.apply(profile("mill"), machine("m1", profileRef={"name": "mill"}), machine("m2"))
+    hall.apply(machine("silent", edge="e2"))
+    await hall.until_machines(["m1", "m2"])
+    await hall.beat()
+    for name in ("m1", "m2"):
+        await hall.until_condition(name, "Ready", "True", "AllTrue")
+    await hall.until_condition("silent", "Ready", "Unknown", "NeverHeard")
+    await asyncio.sleep(QUIET_S)
+    operator.stop()
+    before = (await hall.stored()).seq
+    operator.start()
+
+    async def looked() -> bool:
+        try:
+            return operator.metric("cncmon_operator_reconcile_seconds_count") > 1
+        except OSError:  # not serving yet
+            return False
+
+    await hall.until(looked, "a look at the edge")
+    await asyncio.sleep(QUIET_S)
+    assert operator.metric("cncmon_operator_statuses_written_total") == 0, hall.get("mc", "m1")["status"]
+    assert (await hall.stored()).seq == before
+
+
+async def test_a_profile_is_rolled_out_edge_by_edge_and_back_when_signals_are_lost(hall: Hall) -> None:
+    operator = hall.operator()
+    rollout = {"edgesAtOnce": 1, "soakSeconds": 1, "timeoutSeconds": 5}
+    edges = [f"e{number}" for number in range(3)]
+    hall.apply(profile("mill", register=1, rollout=rollout))
+    hall.apply(*(machine(f"m-{edge}", edge=edge, profileRef={"name": "mill"}) for edge in edges))
+    for edge in edges:
+        await hall.until_machines([f"m-{edge}"], edge)
+
+    async def registers() -> list[int]:
+        configs = [await hall.config(edge) for edge in edges]
+        return [config.machines[0].spec.signals[0].register for config in configs if config is not None]
+
+    ill: set[str] = set()
+
+    async def beat_for_ever() -> None:
+        while True:
+            for edge in edges:
+                signals = {"temperature": "illegal address"} if edge in ill else {}
+                read = [{"id": f"m-{edge}", "state": "connected", "machine_state": "running", "signals": signals}]
+                await hall.beat(edge, machines=read)
+            await asyncio.sleep(0.1)
+
+    beating = asyncio.create_task(beat_for_ever())
+    for edge in edges:
+        await hall.until_condition(f"m-{edge}", "Ready", "True", "AllTrue")
+    seen: list[list[int]] = []
+
+    def phase() -> str:
+        return str(hall.get("mcp", "mill")["status"].get("rollout", {}).get("phase"))
+
+    async def is_in(wanted: str) -> bool:
+        if (now := await registers()) not in seen:
+            seen.append(now)
+        return phase() == wanted
+
+    hall.apply(profile("mill", register=2, rollout=rollout))
+    await hall.until(lambda: is_in("Complete"), "rolled out", 40)
+    assert seen in ([[2, 1, 1], [2, 2, 1], [2, 2, 2]], [[1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 2, 2]])
+    assert hall.conditions("mill", "mcp")["RolledOut"] == ("True", "Complete")
+
+    hall.apply(profile("mill", register=3, rollout=rollout))
+
+    async def both() -> bool:
+        return await registers() == [3, 3, 2]
+
+    await hall.until(both, "two edges with the change", 40)
+    ill.add("e1")
+    await hall.until(lambda: is_in("RolledBack"), "rolled back", 40)
+
+    async def back() -> bool:
+        return await registers() == [2, 2, 2]
+
+    await hall.until(back, "the last good state on all edges")
+    message = hall.get("mcp", "mill")["status"]["rollout"]["message"]
+    # At once where the edge was seen to be well with it before, else after the time that it is given.
+    assert message.startswith(("hall/e1: lost signals", "hall/e1: not well after 5 s"))
+    assert message.endswith("m-e1: temperature: illegal address")
+    # The next leader knows, and does not try again.
+    operator.stop()
+    operator.start()
+    ill.clear()
+    await asyncio.sleep(4)
+    assert (await registers(), phase()) == ([2, 2, 2], "RolledBack")
+    revisions = hall.get("controllerrevisions")["items"]
+    assert sorted(one["revision"] for one in revisions) == [1, 2]
+    hall.apply(profile("mill", register=4, rollout=rollout))
+    await hall.until(lambda: is_in("Complete"), "another change rolled out", 40)
+    assert await registers() == [4, 4, 4]
+    beating.cancel()
+    found = hall.cluster.kubectl("get", "events", "-n", hall.namespace).stdout
+    assert "RolledBack" in found

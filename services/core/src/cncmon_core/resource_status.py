@@ -77,6 +77,9 @@ class RolloutStatus(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=
     """How far a change of a profile is."""
 
     phase: Annotated[Literal["Progressing", "Complete", "Stopped", "RolledBack"], Meta(description="Where it stands.")]
+    revision: Annotated[
+        str, Meta(max_length=NAME_CHARS_MAX, description="Which state of the signals this is about.")
+    ] = ""
     edges_done: Annotated[int, Meta(ge=0, description="Edges that run the change, and were well with it.")] = 0
     edges_total: Annotated[int, Meta(ge=0, description="Edges that have machines of this profile.")] = 0
     message: Annotated[str, Meta(max_length=TEXT_CHARS_MAX, description="What it waits for, or why it ended.")] = ""

@@ -32,13 +32,14 @@ class Configuration(msgspec.Struct):
 
 
 class MachineBeat(msgspec.Struct):
-    """What an edge says of a machine."""
+    """What an edge says of a machine. signals: those that can't be read, and why."""
 
     id: str
     state: str = ""
     last_sample: datetime | None = None
     error: str | None = None
     machine_state: str | None = None
+    signals: dict[str, str] = {}
 
 
 class Buffer(msgspec.Struct):

@@ -11,17 +11,20 @@ from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.operators import exists
 from lightkube.types import PatchType
 from prometheus_client import Counter
 
 from cncmon_core import logs
 from cncmon_core.machine import API_VERSION
-from cncmon_operator.resources import FINALIZER, KINDS, Resource
+from cncmon_operator.resources import FINALIZER, KINDS, Resource, read
 
 log = logs.get(__name__)
 
 REQUESTS: Final = Counter("cncmon_operator_api_requests", "Requests to the API server.", ["verb", "resource"])
 
+CHUNK: Final = 200
+"""Resources in one answer to a list."""
 FIELD_MANAGER: Final = "cncmon-operator"
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
@@ -30,6 +33,9 @@ INVALID: Final = 422
 GROUP, VERSION = API_VERSION.split("/")
 PLURALS: Final = {"Machine": "machines", "MachineProfile": "machineprofiles", "EdgeNode": "edgenodes"}
 _OURS: Final[dict[str, Any]] = {kind: create_namespaced_resource(GROUP, VERSION, kind, PLURALS[kind]) for kind in KINDS}
+_REVISIONS: Final[Any] = create_namespaced_resource("apps", "v1", "ControllerRevision", "controllerrevisions")
+_PROFILE: Final = "cncmon.dev/profile"
+"""The label of a kept revision: whose it is."""
 _EVENTS: Final[Any] = create_namespaced_resource("events.k8s.io", "v1", "Event", "events")
 LEASES: Final[Any] = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 
@@ -51,11 +57,11 @@ class Kube:
         self.namespace = namespace
         self.client = lightkube.AsyncClient(namespace=namespace, field_manager=FIELD_MANAGER)
 
-    async def listed(self, kind: str) -> list[dict[str, Any]]:
+    async def listed(self, kind: str) -> list[Resource]:
         """Return all resources of a kind."""
         REQUESTS.labels("list", PLURALS[kind]).inc()
-        # A list's items do not say their kind.
-        return [{**one, "kind": kind} async for one in self.client.list(_OURS[kind], chunk_size=500)]
+        # A list's items do not say their kind. Read as they come: what the server adds takes more room than the rest.
+        return [read({**one, "kind": kind}) async for one in self.client.list(_OURS[kind], chunk_size=CHUNK)]
 
     async def set_status(self, resource: Resource, changes: Mapping[str, Any]) -> bool:
         """Merge changes into a resource's status; return whether it is still there."""
@@ -108,6 +114,38 @@ class Kube:
             await self.client.create(made)
         except ApiError as error:
             if error.status.code != CONFLICT:
+                raise
+
+    async def revisions(self) -> list[dict[str, Any]]:
+        """Return the kept revisions of all profiles, as ControllerRevisions."""
+        REQUESTS.labels("list", "controllerrevisions").inc()
+        return [one async for one in self.client.list(_REVISIONS, labels={_PROFILE: exists()})]
+
+    async def keep_revision(self, profile: Resource, revision: str, number: int, signals: Any) -> None:
+        """Keep a state of a profile's signals as its newest; it goes when the profile goes."""
+        REQUESTS.labels("create", "controllerrevisions").inc()
+        owner = {"apiVersion": API_VERSION, "kind": profile.kind, "name": profile.name, "uid": profile.uid}
+        name = f"{profile.name}-{revision}"
+        made = _REVISIONS(
+            metadata={"name": name, "labels": {_PROFILE: profile.name}, "ownerReferences": [owner]},
+            revision=number,
+            data={"signals": signals},
+        )
+        try:
+            await self.client.create(made)
+        except ApiError as error:
+            if error.status.code != CONFLICT:
+                raise
+            # A state that was there before is the newest again.
+            await self.client.patch(_REVISIONS, name, {"revision": number}, patch_type=PatchType.MERGE)
+
+    async def drop_revision(self, name: str) -> None:
+        """Forget a kept revision."""
+        REQUESTS.labels("delete", "controllerrevisions").inc()
+        try:
+            await self.client.delete(_REVISIONS, name)
+        except ApiError as error:
+            if error.status.code != NOT_FOUND:
                 raise
 
     async def tell(self, resource: Resource, kind: str, reason: str, note: str) -> None:

@@ -69,8 +69,7 @@ async def release() -> int:
     kube = _kube(settings.load(OperatorSettings, "OPERATOR"))
     number = 0
     try:
-        for raw in await kube.listed("Machine"):
-            machine = resources.read(raw)
+        for machine in await kube.listed("Machine"):
             if resources.FINALIZER in machine.finalizers:
                 number += await kube.let_go(machine)
     except httpx2.HTTPError as error:

@@ -23,6 +23,7 @@ from cncmon_operator import resources, status, wanted
 from cncmon_operator.errors import ForeignError
 from cncmon_operator.heartbeats import Heartbeats
 from cncmon_operator.kube import Kube
+from cncmon_operator.profiles import Profiles
 from cncmon_operator.queue import EdgeQueue
 from cncmon_operator.resources import FINALIZER, Resource
 from cncmon_operator.settings import OperatorSettings
@@ -54,6 +55,7 @@ class Operator:
         self._written: dict[Edge, Written] = {}
         self._holds: dict[str, Edge] = {}
         self._writing = asyncio.Lock()
+        self._profiles = Profiles(kube, self.store, self._written, self.heartbeats.by_edge)
         self._patched_s: dict[str, float] = {}
         self._told: dict[str, tuple[str, str]] = {}
         self._backoffs: dict[Edge, Backoff] = {}
@@ -73,9 +75,10 @@ class Operator:
 
     async def listed(self) -> None:
         """List everything: what no event told is found so. Raises lightkube's and httpx's errors."""
+        if not self._complete:
+            await self._profiles.load()
         for kind in resources.KINDS:
-            found = [resources.read(raw) for raw in await self._kube.listed(kind)]
-            self.queue.add(self.store.replace(kind, found))
+            self.queue.add(self.store.replace(kind, await self._kube.listed(kind)))
         known = self.store.uids
         self._patched_s = {uid: at_s for uid, at_s in self._patched_s.items() if uid in known}
         self._told = {uid: told for uid, told in self._told.items() if uid in known}
@@ -141,9 +144,10 @@ class Operator:
 
     async def _look_at(self, edge: Edge, documents: EdgeDocuments) -> None:
         machines = self.store.of_edge(edge)
-        asked = wanted.of(machines, self.store.profiles)
+        held = await self._held(machines)
         async with self._writing:
-            held = await self._held(machines)
+            await self._roll_out(machines)
+            asked = wanted.of(machines, self._profiles.of_edge(edge))
             # A machine is never read twice: its old edge lets go of it before the new one has it.
             for other in {self._holds[name] for name in asked.machines if self._holds.get(name, edge) != edge}:
                 of_other = self.store.of_edge(other)
@@ -153,17 +157,27 @@ class Operator:
         await self._let_go(machines)
         await self._tell_statuses(edge, machines, asked)
 
+    async def _roll_out(self, machines: list[Resource]) -> None:
+        """Go on with the changes of these machines' profiles."""
+        for name in {profile_of(machine) for machine in machines}:
+            if name is not None:
+                now, stale_s = datetime.now(UTC), self._settings.stale_after_s
+                edges, again_s = await self._profiles.step(name, now, stale_s)
+                self.queue.add(edges)
+                if again_s is not None:
+                    mine = {one.edge for one in machines if one.edge is not None and profile_of(one) == name}
+                    self.queue.add(mine, after_s=again_s)
+
     async def _held(self, machines: list[Resource]) -> set[str]:
         """Put our finalizer on machines, and return those that have it: only they may be given to an edge."""
-        held = set()
-        for machine in machines:
-            if FINALIZER in machine.finalizers or (not machine.deleting and await self._kube.hold(machine)):
-                held.add(machine.name)
-        return held
+        held = {machine.name for machine in machines if FINALIZER in machine.finalizers}
+        free = [machine for machine in machines if machine.name not in held and not machine.deleting]
+        took = await asyncio.gather(*(self._kube.hold(machine) for machine in free))
+        return held | {machine.name for machine, taken in zip(free, took, strict=True) if taken}
 
     def _free(self, edge: Edge, machines: list[Resource], held: set[str]) -> wanted.Wanted:
         """Return what an edge's machines ask for, less those that can't be given to it yet."""
-        asked = wanted.of(machines, self.store.profiles)
+        asked = wanted.of(machines, self._profiles.of_edge(edge))
         free = {
             name: machine
             for name, machine in asked.machines.items()
@@ -207,10 +221,9 @@ class Operator:
         now = datetime.now(UTC)
         heard = Heard.at(self.heartbeats.by_edge.get(edge), now, self._settings.stale_after_s)
         written = self._written.get(edge, Written(None))
-        for machine in machines:
-            if not machine.deleting:
-                made = status.of_machine(machine, asked.faults.get(machine.name, ()), written, heard, now)
-                await self._tell(edge, machine, made)
+        there = [machine for machine in machines if not machine.deleting]
+        made = [status.of_machine(one, asked.faults.get(one.name, ()), written, heard, now) for one in there]
+        await asyncio.gather(*(self._tell(edge, *pair) for pair in zip(there, made, strict=True)))
         node = self.store.node_of(edge)
         if node is None and heard.fresh:
             await self._kube.make_edge(f"{edge[0]}-{edge[1]}"[:63].strip("-"), *edge)
@@ -219,13 +232,16 @@ class Operator:
         for name in {profile_of(machine) for machine in machines}:
             if name is not None and (profile := self.store.profiles.get(name)) is not None:
                 users = sum(profile_of(one) == name for one in self.store.machines.values())
-                await self._tell(edge, profile, status.of_profile(profile, users, now))
+                rollout = self._profiles.status_of(name)
+                ended = rollout is not None and rollout.phase != "Progressing"
+                await self._tell(edge, profile, status.of_profile(profile, users, rollout, now), at_once=ended)
         self._count_behind()
         if heard.fresh:
             # Nobody tells that nobody told anything.
             self.queue.add({edge}, after_s=self._settings.stale_after_s)
 
-    async def _tell(self, edge: Edge, resource: Resource, made: msgspec.Struct) -> None:
+    async def _tell(self, edge: Edge, resource: Resource, made: msgspec.Struct, *, at_once: bool = False) -> None:
+        """at_once: what another leader would have to know."""
         changes = status.patch(resource, made)
         if not changes:
             return
@@ -233,7 +249,7 @@ class Operator:
         interval_s = self._settings.status_interval_s if news else self._settings.value_interval_s
         now_s = time.monotonic()
         wait_s = self._patched_s.get(resource.uid, -interval_s) + interval_s - now_s
-        if wait_s > 0:
+        if wait_s > 0 and not at_once:
             self.queue.add({edge}, after_s=wait_s)
             return
         self._patched_s[resource.uid] = now_s
@@ -245,7 +261,7 @@ class Operator:
 
     async def _tell_event(self, resource: Resource, made: Any) -> None:
         """Record an event where a resource became ready, or ceased to be, or for another reason than before."""
-        kind = "Accepted" if resource.kind == "MachineProfile" else "Ready"
+        kind = "Ready" if resource.kind != "MachineProfile" else "RolledOut" if made.rollout is not None else "Accepted"
         condition = next(one for one in made.conditions if one.type == kind)
         now = condition.status, condition.reason
         before = next(

@@ -16,6 +16,7 @@ from cncmon_core.resource_status import (
     MachineProfileStatus,
     MachineStatus,
     ResourceFault,
+    RolloutStatus,
 )
 from cncmon_operator.heartbeats import Beat
 from cncmon_operator.resources import Resource, fault
@@ -114,13 +115,17 @@ def of_edge(resource: Resource, written: Written, heard: Heard, machines: int, n
     return status
 
 
-def of_profile(resource: Resource, machines: int, now: datetime) -> MachineProfileStatus:
-    """Return a MachineProfile's status. machines: how many refer to it."""
+def of_profile(resource: Resource, machines: int, rollout: RolloutStatus | None, now: datetime) -> MachineProfileStatus:
+    """Return a MachineProfile's status. machines: how many refer to it. rollout: how far its last change is."""
     accepted = Said("False", "Invalid", _sentence(resource.faults)) if resource.faults else Said("True", "Valid")
+    said = {"Accepted": accepted}
+    if rollout is not None:
+        said["RolledOut"] = Said("True" if rollout.phase == "Complete" else "False", rollout.phase, rollout.message)
     return MachineProfileStatus(
         observed_generation=resource.generation,
-        conditions=_conditions(resource, {"Accepted": accepted}, now),
+        conditions=_conditions(resource, said, now),
         machines=machines,
+        rollout=rollout,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import kopf
 
 from cncmon_core import logs
-from cncmon_operator.kube import GROUP, PLURALS, VERSION
+from cncmon_operator.kube import CHUNK, GROUP, PLURALS, VERSION
 
 log = logs.get(__name__)
 
@@ -88,8 +88,23 @@ class Watcher:
         return handle
 
 
+class _NoDiff(kopf.DiffBaseStorage):
+    """Keeps nothing: for handlers that no change calls, kopf would copy every object several times to find changes."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiff()
+    settings.watching.chunk_size = CHUNK
     settings.posting.enabled = False
     settings.watching.server_timeout = SILENT_S
     settings.watching.client_timeout = SILENT_S + 10

@@ -138,7 +138,7 @@ def _object(resource: Resource) -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object", "properties": {"name": name}},
             "spec": schema.of(resource.spec),
-            "status": schema.of(resource.status),
+            "status": schema.of(resource.status, defaults=False),
         },
     }
 

@@ -16,19 +16,23 @@ _KEPT: Final = (
 Schema = dict[str, Any]
 
 
-def of(struct: type[msgspec.Struct]) -> Schema:
+def of(struct: type[msgspec.Struct], *, defaults: bool = True) -> Schema:
     """Return the structural schema of a struct, all that it refers to included, with the rules that belong to it.
+
+    defaults: whether the server is to fill in what is left out. Not in a status: its writer would find there what it
+    did not write, and write for ever.
 
     Raises:
         ValueError: a field has no description, or a text or list no bound: neither may reach a cluster.
     """
     _, parts = msgspec.json.schema_components([struct], ref_template=_REF + "{name}")
-    return _Translation(parts).struct(struct.__name__)
+    return _Translation(parts, defaults).struct(struct.__name__)
 
 
 class _Translation:
-    def __init__(self, parts: dict[str, Any]) -> None:
+    def __init__(self, parts: dict[str, Any], defaults: bool) -> None:
         self._parts = parts
+        self._defaults = defaults
 
     def struct(self, name: str) -> Schema:
         part = self._parts[name]
@@ -63,7 +67,7 @@ class _Translation:
         if "description" in said:
             schema["description"] = said["description"]
         # An empty default says no more than that the field may be left out.
-        if said.get("default") not in (None, "", [], {}):
+        if self._defaults and said.get("default") not in (None, "", [], {}):
             schema["default"] = said["default"]
         return schema
 
