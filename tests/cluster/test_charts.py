@@ -9,17 +9,9 @@ from typing import Any
 
 import helm_python
 import kubernetes_validate  # type: ignore[import-untyped]  # it ships no annotations
-import msgspec
 import pytest
 import yaml
 
-from cncmon_agent.settings import AgentSettings
-from cncmon_api.settings import ApiSettings
-from cncmon_core import settings
-from cncmon_core.nats_link import NatsSettings
-from cncmon_core.service import ServiceSettings
-from cncmon_ingest.settings import IngestSettings
-from cncmon_operator.settings import OperatorSettings
 from cncmon_standalone.embedded import nats
 from testkit.charts import COMBINATIONS, EDGE, EDGE_LEAST, MONITOR, environment, find, manifests, pod_specs, rendered
 from testkit.kubernetes import ROOT
@@ -139,7 +131,7 @@ def test_every_pod_is_restricted_and_looked_after(chart: Path, values: dict[str,
             assert container["resources"]["requests"], name
             assert container["resources"]["limits"]["memory"], name
             assert not container["image"].endswith(":latest"), name
-            if not name.startswith(("Job/", "Pod/")):
+            if not name.startswith(("Job/", "Pod/")) and container in spec["containers"]:
                 for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                     assert container[probe], name
     labels = [one["metadata"]["labels"] for one in objects]
@@ -162,74 +154,6 @@ def test_every_value_is_used(chart: Path) -> None:
     assert unused == []
 
 
-SECRET = {"CNCMON_INGEST_DATABASE_DSN": "postgresql://x/y", "CNCMON_API_DATABASE_DSN": "postgresql://x/y"}
-
-SERVICES: list[tuple[str, type[msgspec.Struct], Path, tuple[str, ...], str, str]] = [
-    ("INGEST", IngestSettings, MONITOR, ("ingest", "settings"), "Deployment", "-ingest"),
-    ("INGEST", IngestSettings, MONITOR, ("ingest", "settings"), "Job", "-migrate-1"),
-    ("API", ApiSettings, MONITOR, ("queryApi", "settings"), "Deployment", "-api"),
-    ("OPERATOR", OperatorSettings, MONITOR, ("operator", "settings"), "Deployment", "-operator"),
-    ("NATS", NatsSettings, MONITOR, ("nats", "settings"), "Deployment", "-ingest"),
-    ("NATS", NatsSettings, MONITOR, ("nats", "settings"), "Deployment", "-operator"),
-    ("AGENT", AgentSettings, EDGE, ("settings",), "StatefulSet", "-edge"),
-    ("NATS", NatsSettings, EDGE, ("nats", "settings"), "StatefulSet", "-edge"),
-]
-
-
-@pytest.mark.parametrize(
-    ("section", "struct", "chart", "path", "kind", "end"),
-    SERVICES, ids=[f"{row[0]}{row[5]}-{row[4]}".lower() for row in SERVICES],
-)  # fmt: skip
-def test_every_setting_of_a_service_can_be_given_and_is_understood(
-    section: str, struct: type[msgspec.Struct], chart: Path, path: tuple[str, ...], kind: str, end: str
-) -> None:
-    with helm_python.Chart.load(chart) as loaded:
-        schema: Any = loaded.schema
-    for name in path:
-        schema = schema["properties"][name]
-    given = {}
-    for field in msgspec.structs.fields(struct):
-        if field.name not in schema["properties"]:
-            continue
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        given[field.name] = list(default) if isinstance(default, (list, tuple)) else default
-    assert len(given) >= 4
-    values: dict[str, Any] = {} if chart is MONITOR else {**EDGE_LEAST}
-    inner = values
-    for name in path[:-1]:
-        inner[name] = dict(inner.get(name, {}))
-        inner = inner[name]
-    inner[path[-1]] = given
-    spec = next(
-        spec
-        for name, spec in pod_specs(manifests(chart, values)).items()
-        if name.startswith(kind) and name.endswith(end)
-    )
-    variables = environment(spec)
-    for name in given:
-        assert settings.variable_of(section, name) in variables
-    # The service reads them, and gets what was given. What comes from a Secret has some value or other.
-    understood = settings.load(struct, section, {key: text or SECRET.get(key, "") for key, text in variables.items()})
-    for name, value in given.items():
-        read = getattr(understood, name)
-        assert (list(read) if isinstance(read, tuple) else read) == value, name
-
-
-def test_no_variable_of_ours_is_unknown_to_its_service() -> None:
-    known = {
-        settings.variable_of(section, field.name)
-        for section, struct in (
-            ("INGEST", IngestSettings), ("API", ApiSettings), ("OPERATOR", OperatorSettings), ("NATS", NatsSettings),
-            ("AGENT", AgentSettings), ("SERVICE", ServiceSettings),
-        )
-        for field in msgspec.structs.fields(struct)
-    }  # fmt: skip
-    for chart, values in COMBINATIONS.values():
-        for name, spec in pod_specs(manifests(chart, values)).items():
-            ours = {variable for variable in environment(spec) if variable.startswith("CNCMON_")}
-            assert ours <= known, f"{name}: {ours - known}"
-
-
 def test_streams_are_on_every_server() -> None:
     for values, replicas in (
         ({"nats": {"bundled": {"replicas": 3}}}, "3"),
@@ -239,6 +163,53 @@ def test_streams_are_on_every_server() -> None:
         for name, spec in pod_specs(manifests(MONITOR, values)).items():
             if name.endswith(("-ingest", "-migrate-1")):
                 assert environment(spec)["CNCMON_INGEST_STREAM_REPLICAS"] == replicas, name
+
+
+@pytest.mark.parametrize(("chart", "values"), EACH)
+def test_what_a_policy_lets_reach_another_is_let_in_there(chart: Path, values: dict[str, Any]) -> None:
+    objects = manifests(chart, values)
+    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
+    pods = [
+        one["spec"]["template"]["metadata"]["labels"] if "template" in one["spec"] else one["metadata"]["labels"]
+        for one in objects
+        if one["kind"] in ("Deployment", "StatefulSet", "Job", "Pod")
+    ]
+
+    def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+        wanted = selector.get("matchLabels", {}).items() <= labels.items()
+        return wanted and all(
+            labels.get(one["key"], "") in one["values"] for one in selector.get("matchExpressions", [])
+        )
+
+    def ports(rule: dict[str, Any]) -> set[str]:
+        known = {4222: "client", 5432: "postgresql"}
+        return {known.get(entry["port"], entry["port"]) for entry in rule["ports"]}
+
+    assert bool(policies) is values.get("networkPolicy", {}).get("enabled", True)
+    for labels in pods if policies else []:
+        assert any(selects(policy["podSelector"], labels) for policy in policies), labels
+    for policy in policies:
+        senders = [labels for labels in pods if selects(policy["podSelector"], labels)]
+        for rule in policy.get("egress", []):
+            for peer in rule.get("to", []):
+                if "podSelector" not in peer or "cnpg.io/cluster" in peer["podSelector"]["matchLabels"]:
+                    continue
+                receivers = [labels for labels in pods if selects(peer["podSelector"], labels)]
+                assert receivers, peer
+                for labels in receivers:
+                    gates = [
+                        entry
+                        for one in policies
+                        if selects(one["podSelector"], labels)
+                        for entry in one.get("ingress", [])
+                    ]
+                    gates = [entry for entry in gates if ports(entry) & ports(rule)]
+                    for sender in senders:
+                        assert any(
+                            "from" not in entry
+                            or any(selects(source.get("podSelector", {}), sender) for source in entry["from"])
+                            for entry in gates
+                        ), f"{sender} may send to {labels}, which may not receive it"
 
 
 def test_an_upgrade_migrates_before_anything_else_and_an_install_waits_for_nothing() -> None:

@@ -5,14 +5,10 @@ A control plane of our own with the controllers that make pods and volume claims
 the pods, so those of Jobs and tests are said to have succeeded by hand.
 """
 
-import base64
-import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +16,13 @@ import helm_python
 import pytest
 import yaml
 
-from cncmon_standalone.embedded.process import Command, free_port
+from cluster.releases import Helm, plane_that_makes_pods, until
 from testkit.charts import COMBINATIONS, EDGE, EDGE_LEAST, MONITOR, manifests
-from testkit.kubernetes import ROOT, ControlPlane, running_control_plane
-from testkit.servers import Server
+from testkit.kubernetes import ControlPlane
 
 pytestmark = pytest.mark.needs("kubernetes")
 
-CONTROLLERS = (
-    "deployment-controller,replicaset-controller,statefulset-controller,job-controller,"
-    "persistentvolumeclaim-protection-controller"
-)
 RESTRICTED = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
-OTHERS = {
-    "clusters": ("postgresql.cnpg.io", "v1", "Cluster"),
-    "scaledobjects": ("keda.sh", "v1alpha1", "ScaledObject"),
-    "httproutes": ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
-    "podmonitors": ("monitoring.coreos.com", "v1", "PodMonitor"),
-    "servicemonitors": ("monitoring.coreos.com", "v1", "ServiceMonitor"),
-}
 MACHINE = """
 apiVersion: cncmon.dev/v1alpha1
 kind: Machine
@@ -51,50 +35,10 @@ spec:
 """
 
 
-def definition(plural: str, group: str, version: str, kind: str) -> dict[str, Any]:
-    """Return a definition by which the API server stores others' resources, unseen."""
-    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": f"{plural}.{group}",
-            "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in"},
-        },
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"plural": plural, "kind": kind},
-            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
-        },
-    }
-
-
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    folder = tmp_path_factory.mktemp("charts")
-    with running_control_plane(folder) as running:
-        made = subprocess.run([ROOT / "scripts/setup-cluster.sh"], check=True, stdout=subprocess.PIPE, text=True)
-        port = free_port()
-        command = Command(
-            "controllers",
-            [
-                f"{made.stdout.strip()}/kube-controller-manager", "--bind-address=127.0.0.1", f"--secure-port={port}",
-                f"--kubeconfig={running.kubeconfig}", "--leader-elect=false", f"--controllers={CONTROLLERS}",
-            ],
-            cwd=folder,
-        )  # fmt: skip
-        controllers = Server(command, port, folder / "controllers.log")
-        controllers.start()
-        try:
-            others = [definition(plural, *rest) for plural, rest in OTHERS.items()]
-            running.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(others))
-            running.kubectl("create", "priorityclass", "high", "--value=1000")
-            names = [f"crd/{one['metadata']['name']}" for one in others]
-            running.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
-            yield running
-        finally:
-            controllers.stop()
+    with plane_that_makes_pods(tmp_path_factory.mktemp("charts")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -102,58 +46,6 @@ def namespace(plane: ControlPlane) -> Iterator[str]:
     with plane.namespace() as name:
         plane.kubectl("label", "namespace", name, *RESTRICTED)
         yield name
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    end_s = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end_s, what
-        time.sleep(0.2)
-
-
-class Helm:
-    """Helm in one namespace. run: names of pods that were said to have succeeded, in this order."""
-
-    def __init__(self, plane: ControlPlane, namespace: str) -> None:
-        self.plane, self.namespace = plane, namespace
-        self.config = helm_python.Config(kubeconfig_path=plane.kubeconfig, namespace=namespace)
-        self.run: list[str] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._play_node, daemon=True)
-
-    def __enter__(self) -> "Helm":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.config.close()
-
-    def install(self, chart: Path, name: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return self.config.install(chart, name, values, namespace=self.namespace, timeout=60, **options)
-
-    def upgrade(self, chart: Path, name: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return self.config.upgrade(chart, name, values, namespace=self.namespace, timeout=60, **options)
-
-    def names(self, kind: str) -> set[str]:
-        return {one["metadata"]["name"] for one in self.plane.get(kind, "-n", self.namespace)["items"]}
-
-    def secret(self, name: str, key: str) -> str:
-        data: str = self.plane.get("secret", name, "-n", self.namespace)["data"][key]
-        return base64.b64decode(data).decode()
-
-    def _play_node(self) -> None:
-        while not self._stop.wait(0.3):
-            found = self.plane.kubectl("get", "pods", "-n", self.namespace, "-o", "json", check=False)
-            for pod in json.loads(found.stdout)["items"] if found.returncode == 0 else []:
-                if pod["spec"].get("restartPolicy") == "Always" or pod["status"].get("phase") != "Pending":
-                    continue
-                self.run.append(pod["metadata"]["name"])
-                self.plane.kubectl(
-                    "patch", "pod", pod["metadata"]["name"], "-n", self.namespace, "--subresource=status",
-                    "--type=merge", "-p", '{"status": {"phase": "Succeeded"}}', check=False,
-                )  # fmt: skip
 
 
 @pytest.fixture
@@ -217,7 +109,7 @@ def test_the_whole_life_of_a_release(plane: ControlPlane, helm: Helm) -> None:
     # An upgrade migrates before anything is changed, and keeps the passwords.
     helm.run.clear()
     helm.upgrade(MONITOR, "plant", {"ingest": {"replicas": 3}})
-    assert helm.run[0].startswith(f"{name}-migrate-2")
+    assert [(pod.rpartition("-")[0], replicas) for pod, replicas in helm.run.items()] == [(f"{name}-migrate-2", 1)]
     assert not [job for job in helm.names("jobs") if "migrate" in job], "a hook's Job stays, or the install's"
     assert plane.get("deployment", f"{name}-ingest", "-n", helm.namespace)["spec"]["replicas"] == 3
     assert passwords == (helm.secret(f"{name}-nats", "password"), helm.secret(f"{name}-database", "password"))
@@ -239,6 +131,8 @@ def test_the_whole_life_of_a_release(plane: ControlPlane, helm: Helm) -> None:
     assert helm.names("pvc") == claims
     assert {f"{name}-nats", f"{name}-database"} <= helm.names("secrets")
     assert helm.names("machines") == {"mill-01"}
+    for crd in plane.get("crd", "-l", "app.kubernetes.io/part-of=cnc-monitor")["items"]:
+        assert "deletionTimestamp" not in crd["metadata"], crd["metadata"]["name"]
 
     # Installed again under its name, the release takes them over.
     helm.install(MONITOR, "plant", {"operator": {"releaseOnUninstall": False}})

@@ -29,6 +29,18 @@ _POD = {
     },
 }
 _EXTRA = {
+    "initContainers": [
+        {
+            "name": "before",
+            "image": "registry.example/before:1",
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi"}},
+        }
+    ],
     "extraEnv": [
         {"name": "TZ", "value": "UTC"},
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -193,9 +205,11 @@ def rendered(chart: Path, values: dict[str, Any], *, upgrade: bool = False, rele
         )  # fmt: skip
 
 
-def manifests(chart: Path, values: dict[str, Any], *, upgrade: bool = False) -> list[dict[str, Any]]:
+def manifests(
+    chart: Path, values: dict[str, Any], *, upgrade: bool = False, release: str = "plant"
+) -> list[dict[str, Any]]:
     """Return the Kubernetes objects that the chart makes, hooks among them."""
-    files = rendered(chart, values, upgrade=upgrade)
+    files = rendered(chart, values, upgrade=upgrade, release=release)
     texts = [text for path, text in files.items() if path.endswith(".yaml")]
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
 

@@ -40,7 +40,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if $image.digest -}}
 {{ printf "%s@%s" $name $image.digest }}
 {{- else -}}
-{{ printf "%s:%s" $name (default $root.Chart.AppVersion $root.Values.image.tag) }}
+{{ printf "%s:%s" $name (coalesce $image.tag $root.Values.image.tag $root.Chart.AppVersion) }}
 {{- end -}}
 {{- end }}
 

@@ -16,7 +16,11 @@
       {{- if ne .Values.database.mode "external" }}
       to:
         - podSelector:
+            {{- if eq .Values.database.mode "cnpg" }}
+            matchLabels: {cnpg.io/cluster: {{ include "cnc-monitor.databaseName" . }}}
+            {{- else }}
             matchLabels: {{- include "cnc-monitor.selector" (list . "database") | nindent 14 }}
+            {{- end }}
       {{- else if .Values.networkPolicy.databaseTo }}
       to: {{- toYaml .Values.networkPolicy.databaseTo | nindent 8 }}
       {{- end }}

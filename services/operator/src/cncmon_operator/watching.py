@@ -105,6 +105,8 @@ def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = _NoDiff()
     settings.watching.chunk_size = CHUNK
+    # One namespace, known kinds: it has no right to list what the whole cluster has, and would try for minutes.
+    settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.server_timeout = SILENT_S
     settings.watching.client_timeout = SILENT_S + 10
