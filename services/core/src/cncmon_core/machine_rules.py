@@ -50,6 +50,8 @@ def problems_of_spec(spec: MachineSpec) -> list[tuple[str, str]]:
         problems.append(("$.spec", "needs signals, or profileRef that names a MachineProfile"))
     if len(spec.signals) > SIGNALS_MAX:
         problems.append(("$.spec.signals", f"{len(spec.signals)} with the profile's; at most {SIGNALS_MAX}"))
+    if spec.ideal_cycle_time_s is not None and not math.isfinite(spec.ideal_cycle_time_s):
+        problems.append(("$.spec.idealCycleTimeS", f"{spec.ideal_cycle_time_s} is no finite number"))
     modbus = spec.connection.modbus
     limit = MODBUS_REGISTERS_MAX if modbus is UNSET else modbus.registers_max
     for index, signal in enumerate(spec.signals):

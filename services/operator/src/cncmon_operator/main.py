@@ -7,6 +7,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import Final
 
 import httpx2
 from lightkube.core.exceptions import ConfigError
@@ -23,6 +24,9 @@ from cncmon_operator.settings import OperatorSettings
 from cncmon_operator.watching import Watcher
 
 log = logs.get(__name__)
+
+WATCH_BEGINS_S: Final = 2.0
+"""By when kopf has begun to watch."""
 
 
 async def run(health: Health, stop: asyncio.Event) -> None:
@@ -48,6 +52,9 @@ async def run(health: Health, stop: asyncio.Event) -> None:
         # Not before: without the definitions kopf would wait for them in its own way.
         if not watcher.alive:
             watcher.start()
+            # What went between this list and kopf's own first look, nobody would tell of until the next list.
+            await asyncio.sleep(WATCH_BEGINS_S)
+            await operator.listed()
 
     log.info("looking after the resources", namespace=kube.namespace)
     async with asyncio.TaskGroup() as group:
