@@ -127,9 +127,15 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20)
 
 
 async def drained(client: Client) -> bool:
-    """Whether every message of the stream is acknowledged."""
+    """Whether every message of the stream is acknowledged.
+
+    Right after a PubAck the consumer may not have counted the message yet: so what it was given is compared as well.
+    """
+    js = client.jetstream()
     try:
-        info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+        state = (await js.stream_info(names.STREAM)).state
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
     except NotFoundError:
         return False
-    return not info.num_pending and not info.num_ack_pending
+    given = info.delivered.stream_seq if info.delivered is not None else 0
+    return not info.num_pending and not info.num_ack_pending and (not state.messages or given >= state.last_seq)
