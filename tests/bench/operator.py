@@ -130,7 +130,7 @@ async def _measure(report: Report, folder: Path, plane: ControlPlane, nats_url: 
     await client.connect(nats_url)
     await bootstrap.ensure(client, ingest.settings_for(""))
     plane.kubectl("apply", "--server-side", "-f", str(FILES / "crds"), "-f", str(FILES / "admission"))
-    plane.kubectl("wait", "--for=condition=Established", "crd/machines.cncmon.dev", "--timeout=30s")
+    plane.wait_established("machines.cncmon.dev")
     api = Api(plane)
     for edge in range(edges):
         await asyncio.gather(*(api.create(machine(edge, number)) for number in range(MACHINES_AN_EDGE)))

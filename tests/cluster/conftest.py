@@ -28,8 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def resources(cluster: Cluster) -> Cluster:
     """The cluster, with our resources' definitions and admission policy in force."""
     cluster.kubectl("apply", "--server-side", "-f", str(FILES / "crds"), "-f", str(FILES / "admission"))
-    names = [f"crd/{path.stem}.cncmon.dev" for path in (FILES / "crds").iterdir()]
-    cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    cluster.wait_established(*(f"{path.stem}.cncmon.dev" for path in (FILES / "crds").iterdir()))
     # A policy is in force some time after it is stored.
     deadline_s = time.monotonic() + 30
     while not cluster.kubectl(

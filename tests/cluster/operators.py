@@ -19,8 +19,9 @@ from nats.aio.client import Client
 from cncmon_core import names
 from cncmon_core.edge_config import EdgeConfig
 from cncmon_core.edge_documents import EdgeDocuments, Stored
-from cncmon_standalone.embedded.process import base_environ, free_port
+from cncmon_standalone.embedded.process import base_environ
 from testkit.kubernetes import ROOT, Cluster
+from testkit.ports import free_port
 
 FILES = ROOT / "charts/cnc-monitor/files"
 WAIT_S = 20.0

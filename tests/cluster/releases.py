@@ -13,8 +13,9 @@ from typing import Any
 import helm_python
 import yaml
 
-from cncmon_standalone.embedded.process import Command, free_port
+from cncmon_standalone.embedded.process import Command
 from testkit.kubernetes import ROOT, ControlPlane, running_control_plane
+from testkit.ports import free_port
 from testkit.servers import Server
 
 CONTROLLERS = (
@@ -69,8 +70,7 @@ def plane_that_makes_pods(folder: Path) -> Iterator[ControlPlane]:
             others = [definition(plural, *rest) for plural, rest in OTHERS.items()]
             running.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(others))
             running.kubectl("create", "priorityclass", "high", "--value=1000")
-            names = [f"crd/{one['metadata']['name']}" for one in others]
-            running.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+            running.wait_established(*(one["metadata"]["name"] for one in others))
             yield running
         finally:
             controllers.stop()

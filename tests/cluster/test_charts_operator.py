@@ -103,7 +103,7 @@ def test_the_roles_of_the_chart_are_enough_and_the_hook_lets_go(
     plane.kubectl("create", "namespace", "cnc")
     config = helm_python.Config(kubeconfig_path=plane.kubeconfig, namespace="cnc")
     config.install(MONITOR, "plant", {}, namespace="cnc", timeout=60)
-    plane.kubectl("wait", "--for=condition=Established", "crd/machines.cncmon.dev", "--timeout=30s")
+    plane.wait_established("machines.cncmon.dev")
     operators = [
         Operator(
             as_account(plane, "cnc", "plant-cnc-monitor-operator"), "cnc", url, tmp_path / f"operator-{number}.log"

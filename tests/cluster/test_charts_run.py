@@ -22,9 +22,10 @@ import pytest
 import yaml
 
 from cncmon_standalone.embedded import nats
-from cncmon_standalone.embedded.process import Command, free_port
+from cncmon_standalone.embedded.process import Command
 from testkit.charts import EDGE, MONITOR, find, manifests
 from testkit.kubernetes import ROOT
+from testkit.ports import free_port
 from testkit.servers import Postgres, Server
 
 PROGRAMS = Path(sys.executable).parent

@@ -315,7 +315,7 @@ async def test_an_api_server_that_dies_is_followed_when_it_is_back(
 
         await hall.until(waits, "a word on the missing definitions")
         plane.kubectl("apply", "--server-side", "-f", str(FILES / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd/machines.cncmon.dev", "--timeout=30s")
+        plane.wait_established("machines.cncmon.dev")
         hall.apply(machine("m1"))
         await hall.until_machines(["m1"])
         plane.api.kill()

@@ -144,7 +144,7 @@ def test_an_api_server_takes_it_in_its_order(cluster: Cluster, profile: str) -> 
                 stdin=yaml.safe_dump_all(objects),
             )  # fmt: skip
             assert "Warning" not in done.stderr
-            crds = [f"crd/{one['metadata']['name']}" for one in objects if one["kind"] == "CustomResourceDefinition"]
+            crds = [one["metadata"]["name"] for one in objects if one["kind"] == "CustomResourceDefinition"]
             if crds:
-                cluster.kubectl("wait", "--for=condition=Established", *crds, "--timeout=30s")
+                cluster.wait_established(*crds)
         assert len(cluster.get("machines", "-n", namespace)["items"]) == 5

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
-from cncmon_standalone.embedded.process import free_port
 from testkit.parts import browser as chromium
+from testkit.ports import free_port
 from testkit.servers import START_S_MAX
 
 CNCMON = str(Path(sys.executable).parent / "cncmon")

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from cncmon_standalone.embedded.process import Command, base_environ, free_port
+from cncmon_standalone.embedded.process import Command, base_environ
+from testkit.ports import free_port
 from testkit.servers import Server
 
 ROOT: Final = Path(__file__).parents[2]
@@ -50,6 +51,18 @@ class Cluster:
     def get(self, *arguments: str) -> Any:
         """Return what `kubectl get -o json` prints."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json").stdout)
+
+    def wait_for(self, *arguments: str) -> None:
+        """Run kubectl until it succeeds."""
+        deadline_s = time.monotonic() + READY_S_MAX
+        while (done := self.kubectl(*arguments, check=False)).returncode:
+            assert time.monotonic() < deadline_s, f"kubectl {' '.join(arguments)}: {done.stderr}"
+            time.sleep(0.1)
+
+    def wait_established(self, *definitions: str) -> None:
+        """Wait until resources are served: plural names with group. `kubectl wait` alone fails on a new definition."""
+        names = [f"crd/{name}" for name in definitions]
+        self.wait_for("wait", "--for=condition=Established", *names, "--timeout=30s")
 
     @contextlib.contextmanager
     def namespace(self) -> Iterator[str]:
@@ -108,7 +121,7 @@ class ControlPlane(Cluster):
         self._write_kubeconfig()
         self.wait_ready()
         self.controllers.start()
-        self._wait_for("get", "serviceaccount", "default", "-n", "default")
+        self.wait_for("get", "serviceaccount", "default", "-n", "default")
 
     def stop(self) -> None:
         for server in (self.controllers, self.api, self.etcd):
@@ -122,13 +135,7 @@ class ControlPlane(Cluster):
 
     def wait_ready(self) -> None:
         """Wait until the API server serves."""
-        self._wait_for("get", "--raw", "/readyz")
-
-    def _wait_for(self, *arguments: str) -> None:
-        deadline_s = time.monotonic() + READY_S_MAX
-        while (done := self.kubectl(*arguments, check=False)).returncode:
-            assert time.monotonic() < deadline_s, f"kubectl {' '.join(arguments)}: {done.stderr}; see {self._folder}"
-            time.sleep(0.1)
+        self.wait_for("get", "--raw", "/readyz")
 
     def _write_kubeconfig(self) -> None:
         cluster = {

@@ -16,7 +16,8 @@ import asyncpg
 import psutil
 
 from cncmon_standalone.embedded import nats, postgres
-from cncmon_standalone.embedded.process import Command, die_with_parent, free_port
+from cncmon_standalone.embedded.process import Command, die_with_parent
+from testkit.ports import free_port
 
 START_S_MAX = 30.0
 

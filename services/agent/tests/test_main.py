@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from cncmon_standalone.embedded.process import base_environ, free_port
+from cncmon_standalone.embedded.process import base_environ
 from robustness.faults.small_disk import fill_up, small_disk
+from testkit.ports import free_port
 
 COMMAND = [sys.executable, "-m", "cncmon_agent.main"]
 NOWHERE = "nats://127.0.0.1:9"

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import socket
 
 _PR_SET_PDEATHSIG = 1
 # Loaded here: between fork and exec only async-signal-safe work is sound, and loading a library is not.
@@ -25,14 +24,6 @@ class Command:
     uid: int | None = None
     gid: int | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on now."""
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def die_with_parent() -> None:
