@@ -1,6 +1,6 @@
 # The front door. `make help` lists the targets; each calls one command.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster lint fmt robustness bench clean
+.PHONY: help setup demo test test-cluster images lint fmt robustness bench clean
 PYTHON ?=
 export PYTHON
 
@@ -14,6 +14,8 @@ test: ## run every test on real parts (ARGS="tests/e2e -k wall")
 	@scripts/test.sh $(ARGS)
 test-cluster: ## run the tests on a real Kubernetes API (KUBECONFIG=... for one of yours; ARGS="-k columns")
 	@scripts/test-cluster.sh $(ARGS)
+images: ## build the container images into build/images.tar (ARGS="--arch arm64", ARGS="--push registry.example/cnc")
+	@scripts/images.sh $(ARGS)
 lint: ## ruff, mypy --strict, import-linter, TypeScript
 	@scripts/setup.sh dev && scripts/lint.sh
 fmt: ## format the Python code

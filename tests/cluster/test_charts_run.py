@@ -149,7 +149,7 @@ def pods(tmp_path: Path, database: str) -> Iterator[Pods]:
         "settings": {"spool_bytes_max": 64 << 20, "spool_free_bytes_min": 0},
     }  # fmt: skip
     objects += manifests(EDGE, edge)
-    objects += [one for one in yaml.safe_load_all((ROOT / "skaffold/simulator.yaml").read_text()) if one]
+    objects += [one for one in yaml.safe_load_all((ROOT / "docs/examples/simulated/simulator.yaml").read_text()) if one]
     secret = find(objects, "Secret", "-database")
     password = database.partition("://")[2].partition("@")[0].partition(":")[2]
     secret["data"]["password"] = base64.b64encode(password.encode()).decode()
@@ -161,10 +161,10 @@ def pods(tmp_path: Path, database: str) -> Iterator[Pods]:
     }  # fmt: skip
     found = Pods(tmp_path, objects, places)
     found.places["api-port"] = str(api)
-    profile = ROOT / "services/simulator/src/cncmon_simulator/profiles/simulated.yaml"
+    profile = ROOT / "docs/examples/simulated/profile.yaml"
     (machines / "profile.yaml").write_text(profile.read_text())
     ports = {15020 + number: free_port() for number in range(len(MACHINES))}
-    text = (ROOT / "skaffold/machines.yaml").read_text().replace("host: simulator", "host: 127.0.0.1")
+    text = (ROOT / "docs/examples/simulated/machines.yaml").read_text().replace("host: simulator", "host: 127.0.0.1")
     base = free_port()
     for number, port in enumerate(ports):
         text = text.replace(str(port), str(base + number))

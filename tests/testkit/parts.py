@@ -18,6 +18,8 @@ def missing_part(part: str) -> str | None:
         return None if os.geteuid() == 0 else "needs root"
     if part == "kubernetes":
         return _without_kubernetes()
+    if part == "node":
+        return _without_node()
     if part == "timescaledb":
         return None if timescaledb_programs() else "no TimescaleDB in a PostgreSQL (scripts/setup-timescaledb.sh)"
     raise ValueError(f"unknown part {part!r}")
@@ -30,6 +32,15 @@ def _without_kubernetes() -> str | None:
     if platform.system() != "Linux":
         return "a control plane of our own needs Linux; or set KUBECONFIG"
     return None if shutil.which("openssl") else "no openssl on PATH; or set KUBECONFIG"
+
+
+def _without_node() -> str | None:
+    """What a node of our own is made with (scripts/setup-cluster.sh node)."""
+    if platform.system() != "Linux" or os.geteuid() != 0:
+        return "a Kubernetes node of our own needs Linux and root"
+    return (
+        None if shutil.which("apt-get") or shutil.which("containerd") else "a node of our own needs Debian's packages"
+    )
 
 
 def browser() -> str | None:

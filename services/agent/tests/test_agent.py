@@ -30,10 +30,15 @@ from testkit.times import Times
 NOWHERE = "nats://127.0.0.1:9"
 
 
+async def make_stream(client: Client) -> None:
+    """Make the stream and the buckets, with no database behind them."""
+    await bootstrap.ensure(client, ingest.settings_for("postgresql://nobody@127.0.0.1:9/none"))
+
+
 @pytest.fixture
 async def stream(nats_client: Client) -> Client:
     """A server with the stream and the buckets, and no database behind them."""
-    await bootstrap.ensure(nats_client, ingest.settings_for("postgresql://nobody@127.0.0.1:9/none"))
+    await make_stream(nats_client)
     return nats_client
 
 
@@ -103,6 +108,20 @@ async def test_nor_is_a_stream_that_is_not_there(nats_client: Client, nats_url: 
         await asyncio.sleep(2.5)
         assert agent.publisher.stream_error is not None
         assert agent.stuck() is None
+
+
+async def test_a_stream_that_comes_is_noticed_though_nothing_is_read_yet(
+    nats_client: Client, nats_url: str, tmp_path: Path
+) -> None:
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path)) as agent:
+        await until(online(agent))
+        assert agent.publisher.stream_error is not None
+        await make_stream(nats_client)
+
+        async def takes() -> bool:
+            return agent.publisher.stream_error is None
+
+        await until(takes)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -5,6 +5,7 @@ that a backlog of days delays no live batch by more than the server takes for it
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ class Publisher:
                 group.create_task(self._backlog(client, js, backlog))
                 group.create_task(self._follow_watermark(client, js))
                 group.create_task(self._watch(backlog))
+                group.create_task(self._await_stream(js))
                 for task in also:
                     group.create_task(_awaited(task(client)))
         finally:
@@ -168,6 +170,20 @@ class Publisher:
         if info.created is not None:
             last_seq = None if self._flights else info.state.last_seq
             self._deliveries.stream_seen(info.created.astimezone(UTC).isoformat(), last_seq)
+
+    async def _await_stream(self, js: JetStreamContext) -> None:
+        """Where nothing is there to be published, as on an edge without machines, no PubAck tells of the stream."""
+        subject = names.samples_subject(self._settings.site, self._settings.edge)
+        while self.stream_error is not None and self.stream_error != self._stuck:
+            await asyncio.sleep(self._settings.refused_retry_ms / 1000)
+            with contextlib.suppress(nats.js.errors.Error, nats.errors.Error, TimeoutError):
+                await js.find_stream_name_by_subject(subject)
+                self._accepts()
+
+    def _accepts(self) -> None:
+        if self.stream_error != self._stuck:
+            log.info("NATS takes batches again", was=self.stream_error)
+            self.stream_error = self._stuck
 
     def _no_stream(self, subject: str) -> None:
         said = (
@@ -264,9 +280,7 @@ class Publisher:
         PUBACK_SECONDS.observe(now_s - flight.sent_s)
         self.latency.observe(now_s - flight.sent_s)
         flight.lane.published.inc()
-        if self.stream_error != self._stuck:
-            log.info("NATS takes batches again", was=self.stream_error)
-            self.stream_error = self._stuck
+        self._accepts()
         if self._record is not None:
             self._record.acked(flight.delivery.epoch.epoch, flight.seq, ack.seq)
         self._deliveries.taken(flight.delivery, flight.seq, ack.seq, now_s, duplicate=bool(ack.duplicate))

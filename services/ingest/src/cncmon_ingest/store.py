@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -21,6 +22,7 @@ from cncmon_ingest.decode import DeadLetter, Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 
+CONNECT_S_MAX = 10
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
 TRANSACTION_S_MAX = 20.0
@@ -44,7 +46,7 @@ async def connect(dsn: str) -> asyncpg.Connection:
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
             dsn,
-            timeout=10,
+            timeout=CONNECT_S_MAX,
             command_timeout=TRANSACTION_S_MAX,
             server_settings={
                 "application_name": "cncmon-ingest",
@@ -58,6 +60,9 @@ async def connect(dsn: str) -> asyncpg.Connection:
                 "tcp_user_timeout": "20000",
             },
         )
+    except TimeoutError as error:
+        server = urlsplit(dsn).hostname or "the database"
+        raise NotConnectedError(f"no answer from {server} within {CONNECT_S_MAX} s") from error
     except (*DATABASE_ERRORS, ValueError) as error:
         raise NotConnectedError(str(translate(error))) from error
     try:

@@ -274,7 +274,8 @@ class Operator:
         if condition.status == "True":
             await self._kube.tell(resource, "Normal", condition.type, condition.message or f"it is {kind.lower()}")
         elif before is not None or condition.status == "False":
-            await self._kube.tell(resource, "Warning", condition.reason, condition.message)
+            kind = "Normal" if condition.reason in status.PASSING else "Warning"
+            await self._kube.tell(resource, kind, condition.reason, condition.message)
 
     def _count_behind(self) -> None:
         behind = 0

@@ -23,6 +23,9 @@ from cncmon_operator.resources import Resource, fault
 
 Truth = Literal["True", "False", "Unknown"]
 
+PASSING: Final = frozenset({"Pending", "Connecting"})
+"""Reasons that go by themselves: nobody need do anything."""
+
 FIGURES: Final = frozenset(
     {"lastValueTime", "lastSeen", "bufferHoursLeft", "machinesConnected", "appliedRevision", "configRevision"}
 )

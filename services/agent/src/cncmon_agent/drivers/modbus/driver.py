@@ -43,6 +43,7 @@ class ModbusDriver:
         blocks = plan(machine.spec.signals, connection)
         self._decoders: dict[str, Decode] = {signal.name: decoder(signal) for signal in machine.spec.signals}
         self._refused: dict[str, str] = {}
+        self._registers = {signal.name: signal.register for block in blocks for signal in block.signals}
         self._requests = [self._request(block) for block in blocks]
         self._planned = self._requests
         self._gather = Gather(blocks)
@@ -116,7 +117,8 @@ class ModbusDriver:
         if not values and errors:
             # Refused as a whole: the device's state rather than its register map. The poller spaces the tries.
             self._refused, self._planned = {}, self._requests
-            raise failure or ProtocolError(f"no signal can be read: {next(iter(errors.values()))}")
+            name, said = next(iter(errors.items()))
+            raise failure or ProtocolError(f"no signal can be read; {name} (register {self._registers[name]}): {said}")
         return Reading(values, errors)
 
     async def close(self) -> None:
