@@ -66,6 +66,11 @@ class Node(Cluster):
         finally:
             self._run("exec", "kill", f"-{signal.SIGCONT.value}", pid)
 
+    def kill_container(self, pod: dict[str, Any]) -> None:
+        """Kill the first container of a pod with SIGKILL; the kubelet starts it again."""
+        container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        self._run("exec", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", container)
+
     def volume(self, namespace: str, claim: str) -> Path:
         """Return the folder of a volume, as this machine sees it."""
         name = self.get("pvc", claim, "-n", namespace)["spec"]["volumeName"]

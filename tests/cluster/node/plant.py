@@ -27,7 +27,8 @@ class Plant:
     """A namespace with release `plant` of the chart cnc-monitor in it. `commands` of a shell see kubectl and helm."""
 
     def __init__(self, node: Node, namespace: str, scratch: Path) -> None:
-        self.node, self.namespace, self._scratch = node, namespace, scratch
+        self.node, self.namespace = node, namespace
+        self._api = ""
         tools = scratch / "tools"
         tools.mkdir(parents=True, exist_ok=True)
         # What a user of k3s has and this node has not: it imports into this node.
@@ -68,14 +69,16 @@ class Plant:
 
     def api(self, path: str) -> Any:
         """Ask the query API through its Service."""
-        service = self.get("service", "plant-cnc-monitor-api")["spec"]["clusterIP"]
-        with urllib.request.urlopen(f"http://{service}:8080/api/v1/{path}", timeout=5) as answer:
+        if not self._api:
+            self._api = self.get("service", "plant-cnc-monitor-api")["spec"]["clusterIP"]
+        with urllib.request.urlopen(f"http://{self._api}:8080/api/v1/{path}", timeout=5) as answer:
             return json.load(answer)
 
     def machines(self) -> dict[str, dict[str, Any]]:
         """Return the machines that the query API knows; {} while it can't be asked."""
         with contextlib.suppress(OSError):
             return {one["id"]: one for one in self.api("machines")["machines"]}
+        self._api = ""
         return {}
 
     def conditions(self, machine: str) -> dict[str, dict[str, Any]]:

@@ -60,11 +60,10 @@ async def connect(dsn: str) -> asyncpg.Connection:
                 "tcp_user_timeout": "20000",
             },
         )
-    except TimeoutError as error:
-        server = urlsplit(dsn).hostname or "the database"
-        raise NotConnectedError(f"no answer from {server} within {CONNECT_S_MAX} s") from error
     except (*DATABASE_ERRORS, ValueError) as error:
-        raise NotConnectedError(str(translate(error))) from error
+        server = urlsplit(dsn).hostname or "the database"
+        said = f"no answer within {CONNECT_S_MAX} s" if isinstance(error, TimeoutError) else translate(error)
+        raise NotConnectedError(f"{server}: {said}") from error
     try:
         problem = await _problem_of(connection)
     except BaseException as error:
