@@ -125,6 +125,7 @@ COMBINATIONS: Final[dict[str, tuple[Path, dict[str, Any]]]] = {
             }
         },
     ),
+    "traced": (MONITOR, {"tracing": {"otlpEndpoint": "https://collector.example/otlp"}}),
     "monitored": (MONITOR, {"monitoring": {"enabled": True, "labels": {"release": "prometheus"}}}),
     "reached-from-outside": (
         MONITOR,

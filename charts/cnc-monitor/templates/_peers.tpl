@@ -44,3 +44,9 @@
         - namespaceSelector: {}
       {{- end }}
 {{- end }}
+
+{{- define "cnc-monitor.toReceiver" }}
+{{- $url := urlParse .Values.tracing.otlpEndpoint }}
+{{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "443" "80" (eq $url.scheme "https")) }}
+    - ports: [{port: {{ $port }}, protocol: TCP}]
+{{- end }}

@@ -18,6 +18,7 @@ from prometheus_client import Counter
 from cncmon_core import logs
 from cncmon_core.machine import API_VERSION
 from cncmon_operator.resources import FINALIZER, KINDS, Resource, read
+from cncmon_operator.tracing import TRACER
 
 log = logs.get(__name__)
 
@@ -66,10 +67,12 @@ class Kube:
     async def set_status(self, resource: Resource, changes: Mapping[str, Any]) -> bool:
         """Merge changes into a resource's status; return whether it is still there."""
         REQUESTS.labels("patch_status", PLURALS[resource.kind]).inc()
+        which = {"k8s.resource.kind": resource.kind, "k8s.resource.name": resource.name}
         try:
             # By the uid: a resource made anew under this name must not get what was said of the one before.
             body = {"metadata": {"uid": resource.uid}, "status": dict(changes)}
-            await self.client.patch(_OURS[resource.kind].Status, resource.name, body, patch_type=PatchType.MERGE)
+            with TRACER.start_as_current_span("patch status", attributes=which):
+                await self.client.patch(_OURS[resource.kind].Status, resource.name, body, patch_type=PatchType.MERGE)
         except ApiError as error:
             if error.status.code in (NOT_FOUND, CONFLICT):
                 return False

@@ -15,7 +15,7 @@ from lightkube.core.exceptions import ConfigError
 from cncmon_core import __version__, logs, nats_link, service, settings
 from cncmon_core.errors import CncmonError
 from cncmon_core.monitor import Health
-from cncmon_operator import resources
+from cncmon_operator import resources, tracing
 from cncmon_operator.errors import OperatorError
 from cncmon_operator.kube import NOT_FOUND, Kube, own_namespace
 from cncmon_operator.leader import Leadership
@@ -56,6 +56,7 @@ async def run(health: Health, stop: asyncio.Event) -> None:
             await asyncio.sleep(WATCH_BEGINS_S)
             await operator.listed()
 
+    flush = tracing.start("cncmon-operator", __version__)
     log.info("looking after the resources", namespace=kube.namespace)
     async with asyncio.TaskGroup() as group:
         tasks = [
@@ -69,6 +70,7 @@ async def run(health: Health, stop: asyncio.Event) -> None:
             task.cancel()
     await watcher.stop()
     await kube.client.close()
+    await asyncio.to_thread(flush)
 
 
 async def release() -> int:

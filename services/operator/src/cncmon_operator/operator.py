@@ -29,6 +29,7 @@ from cncmon_operator.resources import FINALIZER, Resource
 from cncmon_operator.settings import OperatorSettings
 from cncmon_operator.status import Heard, Said, Written
 from cncmon_operator.store import Store, profile_of
+from cncmon_operator.tracing import TRACER
 
 log = logs.get(__name__)
 
@@ -130,7 +131,8 @@ class Operator:
                 # Without a whole list, a machine that was not heard of yet would be taken from its edge.
                 if self._leads and self._complete and self._documents is not None:
                     await self._learn(self._documents)
-                    with SECONDS.time():
+                    where = {"cncmon.site": edge[0], "cncmon.edge": edge[1]}
+                    with SECONDS.time(), TRACER.start_as_current_span("look at edge", attributes=where):
                         await self._look_at(edge, self._documents)
                 self._backoffs.pop(edge, None)
             except Exception as error:  # one edge must never keep the others from being looked at
@@ -194,7 +196,9 @@ class Operator:
 
         trouble = None
         try:
-            written = await documents.write(*edge, to)
+            with TRACER.start_as_current_span("write document") as span:
+                written = await documents.write(*edge, to)
+                span.set_attribute("cncmon.revision", written.revision if written is not None else found[0].revision)
             if written is not None:
                 DOCUMENTS.inc()
                 log.info("configuration written", edge="/".join(edge), revision=written.revision,
