@@ -87,3 +87,21 @@ def test_every_pinned_package_has_hashes() -> None:
         for block in re.split(r"\n(?=\S)", lock.read_text().strip()):
             assert re.search(r"==\S+", block), f"{lock.name}: {block[:80]}"
             assert "--hash=sha256:" in block, f"{lock.name}: {block[:80]}"
+
+
+def test_every_image_of_ours_is_of_this_version() -> None:
+    """What is installed from this checkout runs what is built from it."""
+    version = re.search(r"^appVersion: (\S+)$", (ROOT / "charts/cnc-monitor/Chart.yaml").read_text(), re.MULTILINE)
+    assert version is not None
+    services = {path.parent.name.removeprefix("query-") for path in ROOT.glob("services/*/Dockerfile")}
+    named: set[str] = set()
+    for page in ("compose.yaml", "docs/examples/simulated/simulator.yaml"):
+        for name, tag in re.findall(r"image: (?:\S+/)?cncmon-([a-z]+):(\S+)", (ROOT / page).read_text()):
+            assert tag == version.group(1), page
+            named.add(name)
+    assert named == services - {"operator"}, "an image without Kubernetes"
+    bake = (ROOT / "docker-bake.hcl").read_text()
+    assert f'variable "TAG" {{ default = "{version.group(1)}" }}' in bake
+    assert set(re.findall(r'"([a-z-]+)"', bake[bake.index("matrix") :].splitlines()[0])) == {
+        path.parent.name for path in ROOT.glob("services/*/Dockerfile")
+    }

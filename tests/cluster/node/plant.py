@@ -43,6 +43,15 @@ class Plant:
         self.node.kubectl("create", "namespace", self.namespace)
         self.node.kubectl("label", "namespace", self.namespace, *RESTRICTED)
 
+    def remove(self) -> None:
+        """Uninstall all of it, and remove what that leaves: another namespace may have the definitions then."""
+        self.kubectl("delete", "machines,machineprofiles,edgenodes", "--all", "--timeout=60s", check=False)
+        releases = self.run(f"helm list --short --namespace {self.namespace}").stdout.split()
+        self.run("\n".join(f"helm uninstall {name} --namespace {self.namespace} --wait" for name in releases))
+        kinds = "crd,validatingadmissionpolicy,validatingadmissionpolicybinding"
+        self.node.kubectl("delete", kinds, "-l", "app.kubernetes.io/part-of=cnc-monitor", "--timeout=60s")
+        self.node.kubectl("delete", "namespace", self.namespace, "--wait=false")
+
     def run(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command line in the checkout, as a user with bash does."""
         done = subprocess.run(

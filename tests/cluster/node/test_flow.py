@@ -53,6 +53,7 @@ def flow(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]
         plant.node.wait_for_pods("flow")
         flow.wait_until_it_flows()
         yield flow
+        plant.remove()
 
 
 @pytest.fixture
@@ -63,12 +64,13 @@ def plant(flow: Flow) -> Plant:
 def test_upgraded_and_rolled_back_with_samples_flowing(flow: Flow, plant: Plant, record_property: Any) -> None:
     time.sleep(20)
     flow.judge()
+    newer = "--reset-then-reuse-values --set image.tag="
     for command in (
-        "helm upgrade plant charts/cnc-monitor --namespace flow --reset-values --wait --timeout 5m",
+        f"helm upgrade plant charts/cnc-monitor --namespace flow {newer} --wait --timeout 5m",
         f"helm upgrade {EDGE} charts/cnc-edge --namespace flow -f {flow.values()} --wait --timeout 5m",
         "helm rollback plant 1 --namespace flow --wait --timeout 5m",
         f"helm rollback {EDGE} 1 --namespace flow --wait --timeout 5m",
-        "helm upgrade plant charts/cnc-monitor --namespace flow --reset-values --wait --timeout 5m",
+        f"helm upgrade plant charts/cnc-monitor --namespace flow {newer} --wait --timeout 5m",
         f"helm upgrade {EDGE} charts/cnc-edge --namespace flow -f {flow.values()} --wait --timeout 5m",
     ):
         plant.run(command)
