@@ -12,7 +12,7 @@ demo: setup ## five simulated machines, live in the browser (ARGS="--machines 20
 	@.venv/bin/cncmon demo $(ARGS)
 test: ## run every test on real parts (ARGS="tests/e2e -k wall")
 	@scripts/test.sh $(ARGS)
-test-cluster: ## run the tests on a real Kubernetes API (KUBECONFIG=... for one of yours; ARGS="-k columns")
+test-cluster: ## run the tests on a real Kubernetes (KUBECONFIG=... for an API of yours; ARGS="-k columns")
 	@scripts/test-cluster.sh $(ARGS)
 images: ## build the container images into build/images.tar (ARGS="--arch arm64", ARGS="--push registry.example/cnc")
 	@scripts/images.sh $(ARGS)
