@@ -33,9 +33,10 @@ if [ ${#services[@]} = 0 ]; then
 fi
 engine=${CNCMON_IMAGES_ENGINE:-}
 for candidate in docker podman; do
-    if [ -z "$engine" ] && command -v "$candidate" >/dev/null; then engine=$candidate; fi
+    # A docker without its daemon is no engine.
+    if [ -z "$engine" ] && "$candidate" info >/dev/null 2>&1; then engine=$candidate; fi
 done
-[ -n "$engine" ] || die "needs docker or podman; Debian: sudo apt install podman"
+[ -n "$engine" ] || die "needs docker (and its daemon) or podman; Debian: sudo apt install podman"
 
 images=()
 for service in "${services[@]}"; do
