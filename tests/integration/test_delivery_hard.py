@@ -31,7 +31,7 @@ from cncmon_core.frames import join
 from cncmon_core.identity import Identity
 from cncmon_core.monitor import Health
 from cncmon_core.sample import Sample
-from cncmon_ingest import dlq, leader, store, worker
+from cncmon_ingest import leader, store, worker
 from cncmon_ingest.advance import CANDIDATES, advance
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
@@ -40,7 +40,7 @@ from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store, connect
 from testkit import agent as agents
 from testkit import ingest
-from testkit.ingest import drained, frame, publish_batch, publish_plain, running_ingest, settings_for, until
+from testkit.ingest import drained, frame, publish_batch, publish_plain, replay_all, running_ingest, settings_for, until
 from testkit.servers import Postgres, Server
 
 ADVISORY = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
@@ -540,7 +540,7 @@ async def test_delivery_c2_a_buried_message_of_events_is_replayed_as_events(
     message.bury("refused_by_database", "as a test")
     await writer.write([message])
     writer.close()
-    (result,) = await dlq.replay(database, None, settings_for(postgres_dsn))
+    (result,) = await replay_all(database, settings_for(postgres_dsn))
     assert (result.samples, result.error) == (1, None)
     assert await database.fetchval("SELECT machine_id FROM events") == "m1"
 

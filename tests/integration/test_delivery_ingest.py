@@ -28,7 +28,17 @@ from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store, connect
 from testkit import ingest
 from testkit.fixtures import on_both_servers
-from testkit.ingest import EPOCH, drained, frame, publish_batch, publish_plain, running_ingest, settings_for, until
+from testkit.ingest import (
+    EPOCH,
+    drained,
+    frame,
+    publish_batch,
+    publish_plain,
+    replay_all,
+    running_ingest,
+    settings_for,
+    until,
+)
 from testkit.servers import Postgres
 
 NOW_LIMITS = Limits.at(datetime.now(UTC), 300, 0)
@@ -430,15 +440,44 @@ async def test_delivery_c2_replay_stores_once_and_only_what_can_be_stored_now(
     listed = await dlq.list_(database)
     assert {row["reason"] for row in listed} == {"too_old", "malformed_json"}
     second = await asyncpg.connect(postgres_dsn)
-    results = await asyncio.gather(dlq.replay(database, None, lenient), dlq.replay(second, None, lenient))
+    results = await asyncio.gather(replay_all(database, lenient), replay_all(second, lenient))
     await second.close()
     assert sum(item.samples for result in results for item in result) == 1
     assert await count(database) == 2
-    states = {row["reason"]: row["state"] for row in await dlq.list_(database, state=None)}
+    states = {row["reason"]: row["state"] for row in await dlq.list_(database, dlq.Which(state=None))}
     assert states == {"too_old": "replayed", "malformed_json": "dead"}
     shown = await dlq.show(database, listed[0]["id"])
     assert shown is not None
     assert shown["headers"][identity.EPOCH] == str(EPOCH)
+
+
+async def test_dead_letters_are_chosen_counted_and_given_up(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    settings = settings_for(postgres_dsn, retention_days=1)
+    await ingest.prepare(nats_client, settings)
+    old = (datetime.now(UTC) - timedelta(days=3)).isoformat()
+    await publish_batch(nats_client, 1, [frame(1, timestamp=old), b"{", b"{", frame(2)])
+    await nats_client.jetstream().publish("CNC_DATA.hall.other", b"no frames")
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client))
+    site, edge = (await dlq.list_(database, dlq.Which(reasons=("too_old",))))[0]["subject"].split(".")[1:3]
+    mine = dlq.Which(edge=(site, edge))
+    found = {(one.reason, one.state): one.letters for one in await dlq.counts(database, mine)}
+    assert found == {("malformed_json", "dead"): 2, ("too_old", "dead"): 1}
+    assert [one.letters for one in await dlq.counts(database, dlq.Which(edge=("hall", "other")))] == [1]
+    assert await dlq.list_(database, dlq.Which(age_max=timedelta(0))) == []
+    assert len(await dlq.list_(database, dlq.Which(age_max=timedelta(hours=1)))) == 4
+    assert len(await dlq.list_(database, mine, limit=2)) == 2
+
+    assert await dlq.drop(database, dlq.Which(reasons=("malformed_json",), edge=(site, edge))) == 2
+    assert await dlq.drop(database, dlq.Which(reasons=("malformed_json",), edge=(site, edge))) == 0, "given up already"
+    assert {row["reason"] for row in await dlq.list_(database, mine)} == {"too_old"}
+    dropped = await dlq.list_(database, dlq.Which(state="dropped"))
+    # What is given up is not stored by anybody any more.
+    again = [one async for one in dlq.replay(database, [row["id"] for row in dropped], settings_for(postgres_dsn))]
+    assert {one.error for one in again} == {"not there, or not dead any more"}
+    assert [one.samples for one in await replay_all(database, settings_for(postgres_dsn)) if not one.error] == [1]
 
 
 # --- D1: the watermark -------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from cncmon_core import frames, identity, names, nats_link
 from cncmon_core.identity import Identity
-from cncmon_ingest import bootstrap
+from cncmon_ingest import bootstrap, dlq
 from cncmon_ingest.leader import Leader
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.worker import Worker
@@ -24,6 +25,12 @@ def settings_for(dsn: str, **changes: Any) -> IngestSettings:
     """Settings with short intervals, so that a test need not wait."""
     settings: dict[str, Any] = {"database_dsn": dsn, "leader_interval_ms": 50, "sweep_interval_ms": 200}
     return IngestSettings(**(settings | changes))
+
+
+async def replay_all(connection: asyncpg.Connection, settings: IngestSettings) -> list[dlq.Replayed]:
+    """Store again every dead letter that can be stored now; return what became of each."""
+    ids = await dlq.chosen(connection, dlq.Which())
+    return [one async for one in dlq.replay(connection, ids, settings)]
 
 
 @contextlib.asynccontextmanager

@@ -1,8 +1,8 @@
-"""Dead letters for people: list, show, and store again what can be stored now."""
+"""Dead letters for people: list, count, show, store again what can be stored now, give up the rest."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import asyncpg
 import msgspec
@@ -18,6 +18,45 @@ from cncmon_ingest.settings import IngestSettings
 _COLUMNS = (
     "id, identity, frame, reason, detail, subject, stream_seq, state, created, replayed, octet_length(payload) AS bytes"
 )
+_CHOSEN = """
+    (cardinality($1::bigint[]) = 0 OR id = ANY($1)) AND (cardinality($2::text[]) = 0 OR reason = ANY($2))
+    AND ($3::text IS NULL OR (split_part(subject, '.', 2), split_part(subject, '.', 3)) = ($3, $4))
+    AND ($5::interval IS NULL OR created >= now() - $5) AND ($6::text IS NULL OR state = $6)
+"""
+
+
+class Which(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters: those for which everything holds that is said.
+
+    ids, reasons: one of these. edge: site and name, as the subject tells them. age_max: written since then, by the
+    database's clock. state: None: any.
+    """
+
+    ids: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+    edge: tuple[str, str] | None = None
+    age_max: timedelta | None = None
+    state: str | None = "dead"
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `_CHOSEN` is asked with."""
+        return self.ids, self.reasons, *(self.edge or (None, None)), self.age_max, self.state
+
+
+DEAD: Final = Which()
+"""All that is dead."""
+
+
+class Count(msgspec.Struct):
+    """How many dead letters of a reason are in a state, how large, and when the first and the last were written."""
+
+    reason: str
+    state: str
+    letters: int
+    bytes: int
+    first: datetime
+    last: datetime
 
 
 class Replayed(msgspec.Struct):
@@ -29,11 +68,23 @@ class Replayed(msgspec.Struct):
 
 
 async def list_(
-    connection: asyncpg.Connection, *, state: str | None = "dead", limit: int = 100
+    connection: asyncpg.Connection,
+    which: Which = DEAD,
+    *,
+    limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return dead letters, newest first, without their bytes; state None: of every state."""
-    query = f"SELECT {_COLUMNS} FROM dead_letters WHERE $1::text IS NULL OR state = $1 ORDER BY id DESC LIMIT $2"  # noqa: S608 constant columns
-    return [dict(row) for row in await connection.fetch(query, state, limit)]
+    """Return dead letters, newest first, without their bytes."""
+    query = f"SELECT {_COLUMNS} FROM dead_letters WHERE {_CHOSEN} ORDER BY id DESC LIMIT $7"  # noqa: S608 constants
+    return [dict(row) for row in await connection.fetch(query, *which.arguments, limit)]
+
+
+async def counts(connection: asyncpg.Connection, which: Which) -> list[Count]:
+    """Return the dead letters' numbers by reason and state, most first."""
+    query = (
+        "SELECT reason, state, count(*) AS letters, sum(octet_length(payload)) AS bytes, min(created) AS first, "  # noqa: S608 constants
+        f"max(created) AS last FROM dead_letters WHERE {_CHOSEN} GROUP BY 1, 2 ORDER BY letters DESC, reason, state"
+    )
+    return [Count(**dict(row)) for row in await connection.fetch(query, *which.arguments)]
 
 
 async def show(connection: asyncpg.Connection, id_: int) -> dict[str, Any] | None:
@@ -43,16 +94,29 @@ async def show(connection: asyncpg.Connection, id_: int) -> dict[str, Any] | Non
     return None if row is None else {**dict(row), "headers": msgspec.json.decode(row["headers"])}
 
 
-async def replay(connection: asyncpg.Connection, ids: Sequence[int] | None, settings: IngestSettings) -> list[Replayed]:
-    """Store again what can be stored now; ids None: everything that is dead. Each letter in a transaction of its own.
+async def chosen(connection: asyncpg.Connection, which: Which) -> list[int]:
+    """Return the ids of the dead letters, oldest first; those that are named as they are, there or not."""
+    if which.ids:
+        return list(which.ids)
+    query = f"SELECT id FROM dead_letters WHERE {_CHOSEN} ORDER BY id"  # noqa: S608 constants
+    return [row["id"] for row in await connection.fetch(query, *which.arguments)]
+
+
+async def replay(
+    connection: asyncpg.Connection, ids: Sequence[int], settings: IngestSettings
+) -> AsyncIterator[Replayed]:
+    """Store again what can be stored now, and yield what became of each. Each letter in a transaction of its own.
 
     A letter leaves state 'dead' in the very transaction that writes its rows, so two replays at once store it once.
     """
-    if ids is None:
-        ids = [
-            row["id"] for row in await connection.fetch("SELECT id FROM dead_letters WHERE state = 'dead' ORDER BY id")
-        ]
-    return [await _replay_one(connection, id_, settings) for id_ in ids]
+    for id_ in ids:
+        yield await _replay_one(connection, id_, settings)
+
+
+async def drop(connection: asyncpg.Connection, which: Which) -> int:
+    """Give up dead letters for good; return how many. Their bytes stay, and they stay counted as dead in the books."""
+    query = f"UPDATE dead_letters SET state = 'dropped' WHERE state = 'dead' AND {_CHOSEN}"  # noqa: S608 constants
+    return int((await connection.execute(query, *which.arguments)).split()[-1])
 
 
 async def _replay_one(connection: asyncpg.Connection, id_: int, settings: IngestSettings) -> Replayed:

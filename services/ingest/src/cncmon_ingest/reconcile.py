@@ -92,13 +92,14 @@ class Books(msgspec.Struct):
     pending: list[Account]
 
 
-async def reconcile(connection: asyncpg.Connection, grace: timedelta) -> Books:
-    """Return the books as they stand now. grace: as for abandoning an epoch.
+async def reconcile(connection: asyncpg.Connection, grace: timedelta, edge: tuple[str, str] | None = None) -> Books:
+    """Return the books as they stand now. grace: as for abandoning an epoch. edge: of this one alone, (site, edge).
 
     Raises:
         asyncpg.PostgresError
     """
-    accounts = [_account(row, grace) for row in await connection.fetch(_BOOKS)]
+    rows = await connection.fetch(_BOOKS)
+    accounts = [_account(row, grace) for row in rows if edge is None or (row["site"], row["edge"]) == edge]
     unbalanced = [account for account in accounts if account.problem is not None]
     return Books(
         balanced=not unbalanced,

@@ -8,6 +8,7 @@ want to change it are a deadlock.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -37,6 +38,12 @@ class Outcome(NamedTuple):
     database_time: datetime
 
 
+def _server_of(dsn: str) -> str:
+    with contextlib.suppress(ValueError):
+        return urlsplit(dsn).hostname or "the database"
+    return "the database"
+
+
 async def connect(dsn: str) -> asyncpg.Connection:
     """Return a connection fit for the transaction.
 
@@ -61,9 +68,8 @@ async def connect(dsn: str) -> asyncpg.Connection:
             },
         )
     except (*DATABASE_ERRORS, ValueError) as error:
-        server = urlsplit(dsn).hostname or "the database"
         said = f"no answer within {CONNECT_S_MAX} s" if isinstance(error, TimeoutError) else translate(error)
-        raise NotConnectedError(f"{server}: {said}") from error
+        raise NotConnectedError(f"{_server_of(dsn)}: {said}") from error
     try:
         problem = await _problem_of(connection)
     except BaseException as error:

@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from collections.abc import Coroutine
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cncmon_standalone.duration import parse as parse_duration
-from cncmon_standalone.errors import StandaloneError
+from cncmon_standalone.errors import StandaloneError, UnusableError
 
 app = typer.Typer(
     name="cncmon",
@@ -22,9 +23,11 @@ app = typer.Typer(
     epilog="First look: cncmon demo. Your own machines: cncmon up -f machines.yaml.",
 )
 dlq = typer.Typer(no_args_is_help=True, help="Dead letters: samples and messages that could not be stored.")
+db = typer.Typer(no_args_is_help=True, help="The database: what it takes, whether it is fit, its tables' version.")
 machines = typer.Typer(no_args_is_help=True, help="Take away what edges have.")
 app.add_typer(machines, name="delete", short_help="Take machines from their edges.")
-app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay.")
+app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay, drop.")
+app.add_typer(db, name="db", short_help="The database: size, check, upgrade.")
 
 
 def _seconds(text: str) -> float:
@@ -224,44 +227,115 @@ def doctor(
     raise typer.Exit(_run(command.run(data, files or [], as_json=as_json)))
 
 
-@dlq.command("ls")
-def dlq_ls(
-    data: Data = None,
-    every: Annotated[bool, typer.Option("--all", help="Those replayed already, too.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")] = 100,
-    as_json: Json = False,
-) -> None:
-    """List dead letters, newest first."""
-    from cncmon_standalone import dead_letters as command
-
-    _run(command.ls(data, every=every, limit=limit, as_json=as_json))
-
-
-@dlq.command("show")
-def dlq_show(id_: Annotated[int, typer.Argument(metavar="ID")], data: Data = None, as_json: Json = False) -> None:
-    """Show one dead letter: reason, headers, bytes."""
-    from cncmon_standalone import dead_letters as command
-
-    _run(command.show(data, id_, as_json=as_json))
-
-
-@dlq.command("replay")
-def dlq_replay(
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
-    data: Data = None,
-    as_json: Json = False,
-) -> None:
-    """Try to store dead letters again. Exit status 1 when one of them is still refused."""
-    from cncmon_standalone import dead_letters as command
-
-    raise typer.Exit(_run(command.replay(data, ids or [], every=every, as_json=as_json)))
+def _edge_of(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    site, _, edge = text.partition("/")
+    if not (site and edge) or "/" in edge:
+        raise typer.BadParameter(f"{text!r} is no edge: write it as SITE/EDGE", param_hint="--edge")
+    return site, edge
 
 
 Dsn = Annotated[
     str | None,
     typer.Option(metavar="URL", help="PostgreSQL URL of the database.", show_default="that of the system that runs"),
 ]
+Edge = Annotated[str | None, typer.Option("--edge", metavar="SITE/EDGE", help="Only of this edge.")]
+Reasons = Annotated[
+    list[str] | None, typer.Option("--reason", metavar="REASON", help="Only for this reason; may be given again.")
+]
+Since = Annotated[
+    float | None, typer.Option("--since", metavar="DURATION", parser=_seconds, help="Only of this last time, as 30m.")
+]
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...")]
+
+
+def _which(
+    what: str, ids: list[int] | None, every: bool, reasons: list[str] | None, edge: str | None, since_s: float | None
+) -> Any:
+    """Return the dead letters that are meant: by id, by conditions, or all; nothing is meant by itself."""
+    from cncmon_ingest.dlq import Which
+
+    chosen = Which(
+        ids=tuple(ids or ()), reasons=tuple(reasons or ()), edge=_edge_of(edge),
+        age_max=None if since_s is None else timedelta(seconds=since_s),
+    )  # fmt: skip
+    by_condition = chosen != Which(ids=chosen.ids)
+    if bool(ids) + by_condition + every != 1:
+        raise UnusableError(
+            f"say which: cncmon dlq {what} ID …, or by --reason, --edge, --since, or cncmon dlq {what} --all"
+        )
+    return chosen
+
+
+@dlq.command("ls")
+def dlq_ls(
+    data: Data = None,
+    dsn: Dsn = None,
+    reasons: Reasons = None,
+    edge: Edge = None,
+    since_s: Since = None,
+    every: Annotated[bool, typer.Option("--all", help="Those replayed or given up, too.")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Only how many there are of each reason.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, newest first, and how many there are of each reason."""
+    from cncmon_ingest.dlq import Which
+    from cncmon_standalone import dead_letters as command
+
+    which = Which(
+        reasons=tuple(reasons or ()), edge=_edge_of(edge), state=None if every else "dead",
+        age_max=None if since_s is None else timedelta(seconds=since_s),
+    )  # fmt: skip
+    _run(command.ls(data, which, dsn=dsn, counts=counts, limit=limit, as_json=as_json))
+
+
+@dlq.command("show")
+def dlq_show(
+    id_: Annotated[int, typer.Argument(metavar="ID")], data: Data = None, dsn: Dsn = None, as_json: Json = False
+) -> None:
+    """Show one dead letter: reason, headers, bytes."""
+    from cncmon_standalone import dead_letters as command
+
+    _run(command.show(data, id_, dsn=dsn, as_json=as_json))
+
+
+@dlq.command("replay")
+def dlq_replay(
+    ids: Ids = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    reasons: Reasons = None,
+    edge: Edge = None,
+    since_s: Since = None,
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Try to store dead letters again. Exit status 1 when one of them is still refused."""
+    which = _which("replay", ids, every, reasons, edge, since_s)
+    from cncmon_standalone import dead_letters as command
+
+    raise typer.Exit(_run(command.replay(data, which, dsn=dsn, as_json=as_json)))
+
+
+@dlq.command("drop")
+def dlq_drop(
+    ids: Ids = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    reasons: Reasons = None,
+    edge: Edge = None,
+    since_s: Since = None,
+    confirmed: Annotated[bool, typer.Option("--yes", help="They are to be given up.")] = False,
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Give dead letters up: they stay listed and counted, and are not replayed any more."""
+    which = _which("drop", ids, every, reasons, edge, since_s)
+    from cncmon_standalone import dead_letters as command
+
+    raise typer.Exit(_run(command.drop(data, which, dsn=dsn, confirmed=confirmed, as_json=as_json)))
 
 
 @app.command("import", short_help="Store what was exported from an edge.")
@@ -281,14 +355,46 @@ def import_files(
 
 
 @app.command(short_help="Is all there? Stored + dead + gaps = accepted.")
-def reconcile(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+def reconcile(
+    data: Data = None,
+    dsn: Dsn = None,
+    edge: Edge = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="First store dead letters again that can be stored now.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check for every epoch of every edge that stored + dead + gaps = accepted, in batches and samples.
 
     What an edge still has is on its way and no fault. Exit status 1 when something does not balance.
     """
     from cncmon_standalone import reconciling as command
 
-    raise typer.Exit(_run(command.run(data, dsn=dsn, as_json=as_json)))
+    raise typer.Exit(_run(command.run(data, dsn=dsn, edge=_edge_of(edge), replay=replay, as_json=as_json)))
+
+
+@db.command("size")
+def db_size(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Say what the tables take, a million samples of them, and a year at the pace so far."""
+    from cncmon_standalone import database_care as command
+
+    _run(command.size(data, dsn=dsn, as_json=as_json))
+
+
+@db.command("check")
+def db_check(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Check that a database is what this program needs. Exit status 1 when something has to be done."""
+    from cncmon_standalone import database_care as command
+
+    raise typer.Exit(_run(command.check(data, dsn=dsn, as_json=as_json)))
+
+
+@db.command("upgrade")
+def db_upgrade(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Bring the tables to this program's version. May be stopped and run again."""
+    from cncmon_standalone import database_care as command
+
+    _run(command.upgrade(data, dsn=dsn, as_json=as_json))
 
 
 def _run[T](work: Coroutine[None, None, T]) -> T:

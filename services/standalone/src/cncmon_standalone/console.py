@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import rich.progress
 from rich.console import Console
 from rich.markup import escape
 
@@ -122,6 +123,19 @@ class Progress:
             if time.monotonic() - self._said_s >= QUIET_S_MAX - 0.25:
                 what = f"{doing}: {', '.join(self._busy)}" if self._busy else doing
                 self.line(f"  [dim]… {escape(what)}, {time.monotonic() - began:.0f} s[/]")
+
+
+@contextlib.contextmanager
+def bar(doing: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far long work is; yield what is called for each piece that is done."""
+    shown = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(), console=for_people(to_stderr=True), transient=True,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with shown:
+        task = shown.add_task(doing, total=total)
+        yield lambda: shown.advance(task)
 
 
 class _Console(Console):

@@ -1,49 +1,38 @@
-"""`cncmon dlq`: what could not be stored, why, with its bytes; and store it again once it can be."""
+"""`cncmon dlq`: what could not be stored, why, with its bytes; store it again once it can be, or give it up."""
 
 import base64
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 from rich.markup import escape
 
 from cncmon_ingest import dlq
+from cncmon_ingest.dlq import DEAD, Replayed, Which
 from cncmon_ingest.settings import IngestSettings
-from cncmon_standalone import console, state
-from cncmon_standalone.embedded.database import ERRORS as DATABASE_ERRORS
-from cncmon_standalone.errors import StandaloneError, UnusableError
+from cncmon_standalone import console
+from cncmon_standalone.database import connected
+from cncmon_standalone.errors import UnusableError
 
 _HEX_BYTES_A_LINE = 16
 _SHOWN_BYTES_MAX = 4096
+_REPLAYED_SHOWN_MAX = 100
 
 
-@asynccontextmanager
-async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    try:
-        connection = await asyncpg.connect(dsn, timeout=5, command_timeout=60)
-    except DATABASE_ERRORS as error:
-        raise StandaloneError(f"the database does not answer: {error}. See: cncmon doctor") from error
-    try:
-        yield connection
-    finally:
-        await connection.close(timeout=2)
-
-
-async def ls(data: Path | None, *, every: bool, limit: int, as_json: bool) -> None:
-    """Print the dead letters, newest first."""
-    async with _connected(state.find(data).database_dsn) as connection:
-        found = await dlq.list_(connection, state=None if every else "dead", limit=limit)
+async def ls(data: Path | None, which: Which, *, dsn: str | None, counts: bool, limit: int, as_json: bool) -> None:
+    """Print the dead letters, newest first, or how many there are of each reason."""
+    async with connected(data, dsn) as connection:
+        numbers = await dlq.counts(connection, which)
+        found = [] if counts else await dlq.list_(connection, which, limit=limit)
     if as_json:
-        _print_json(found)
+        _print_json(numbers if counts else found)
         return
     out = console.for_people()
-    if not found:
-        out.print("No dead letters: everything that came could be stored.")
+    if not numbers:
+        said = "None of these." if which != DEAD else "No dead letters: everything that came could be stored."
+        out.print(said)
         return
-    width = max(len(row["reason"]) for row in found)
+    width = max(len(one.reason) for one in numbers)
     for row in found:
         what = "whole message" if row["frame"] == -1 else f"frame {row['frame']}"
         mark = "" if row["state"] == "dead" else f"  [green]{row['state']}[/]"
@@ -53,19 +42,29 @@ async def ls(data: Path | None, *, every: bool, limit: int, as_json: bool) -> No
             soft_wrap=True,
         )
         out.print(f"        [dim]{escape(row['detail'])}[/]", soft_wrap=True)
+    if found:
+        out.print()
+    for one in numbers:
+        state = "" if one.state == "dead" else f" {one.state}"
+        out.print(
+            f"{one.letters:>8,}{state} {escape(one.reason):<{width}}  {one.bytes:,} bytes, "
+            f"{one.first:%Y-%m-%d %H:%M} to {one.last:%Y-%m-%d %H:%M}",
+            soft_wrap=True,
+        )
     out.print(
-        "\nTimes are UTC. One of them in full: cncmon dlq show ID. Store again: cncmon dlq replay ID, or --all.",
+        "\nTimes are UTC. One of them in full: cncmon dlq show ID. Store again: cncmon dlq replay ID, or --all, or by "
+        "--reason, --edge, --since; give up: cncmon dlq drop.",
         soft_wrap=True,
     )
 
 
-async def show(data: Path | None, id_: int, *, as_json: bool) -> None:
+async def show(data: Path | None, id_: int, *, dsn: str | None, as_json: bool) -> None:
     """Print one dead letter.
 
     Raises:
         UnusableError: there is no such one.
     """
-    async with _connected(state.find(data).database_dsn) as connection:
+    async with connected(data, dsn) as connection:
         found = await dlq.show(connection, id_)
     if found is None:
         raise UnusableError(f"there is no dead letter {id_}. See: cncmon dlq ls --all")
@@ -107,31 +106,48 @@ def _printable(part: bytes) -> str:
     return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
 
 
-async def replay(data: Path | None, ids: Sequence[int], *, every: bool, as_json: bool) -> int:
-    """Store again what can be stored now, and print what became of each; return the exit status.
-
-    Raises:
-        UnusableError: neither ids nor --all, or both.
-    """
-    if bool(ids) == every:
-        raise UnusableError("say which: cncmon dlq replay ID …, or cncmon dlq replay --all")
-    running = state.find(data)
-    settings = IngestSettings(database_dsn=running.database_dsn)
-    async with _connected(running.database_dsn) as connection:
-        found = await dlq.replay(connection, None if every else ids, settings)
+async def replay(data: Path | None, which: Which, *, dsn: str | None, as_json: bool) -> int:
+    """Store again what can be stored now, and print what became of each; return the exit status."""
+    found: list[Replayed] = []
+    async with connected(data, dsn) as connection:
+        ids = await dlq.chosen(connection, which)
+        with console.bar("Storing again", len(ids)) as advance:
+            async for one in dlq.replay(connection, ids, IngestSettings(database_dsn="unused")):
+                found.append(one)
+                advance()
     refused = [item for item in found if item.error]
     if as_json:
         _print_json(found)
         return 1 if refused else 0
     out = console.for_people()
-    for item in found:
+    for item in found[:_REPLAYED_SHOWN_MAX]:
         if item.error:
             out.print(f"  [red]×[/] {item.id}: {escape(item.error)}", soft_wrap=True)
         else:
             out.print(f"  [green]√[/] {item.id}: {item.samples} {'sample' if item.samples == 1 else 'samples'} stored")
+    if len(found) > _REPLAYED_SHOWN_MAX:
+        out.print(f"  … {len(found) - _REPLAYED_SHOWN_MAX:,} more; --json lists them all")
     stored = sum(item.samples for item in found)
-    out.print(f"{len(found) - len(refused)} of {len(found)} replayed, {stored} samples stored.")
+    out.print(f"{len(found) - len(refused):,} of {len(found):,} replayed, {stored:,} samples stored.")
     return 1 if refused else 0
+
+
+async def drop(data: Path | None, which: Which, *, dsn: str | None, confirmed: bool, as_json: bool) -> int:
+    """Give dead letters up; return the exit status: 1 where one that was named is not there, or not dead any more.
+
+    Raises:
+        UnusableError: nobody confirmed it.
+    """
+    async with connected(data, dsn) as connection:
+        number = sum(one.letters for one in await dlq.counts(connection, which))
+        if number and not confirmed:
+            raise UnusableError(f"this gives up {number:,} dead letters for good. Say so: --yes")
+        dropped = await dlq.drop(connection, which)
+    if as_json:
+        _print_json({"dropped": dropped})
+    else:
+        console.for_people().print(f"{dropped:,} dead letters given up. They stay listed: cncmon dlq ls --all")
+    return 1 if dropped < len(which.ids) else 0
 
 
 def _print_json(value: Any) -> None:

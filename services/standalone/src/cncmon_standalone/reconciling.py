@@ -5,35 +5,33 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 from rich.markup import escape
 from rich.table import Table
 
+from cncmon_ingest import dlq
 from cncmon_ingest.reconcile import Account, Books, reconcile
 from cncmon_ingest.settings import IngestSettings
-from cncmon_standalone import console, state
-from cncmon_standalone.embedded.database import ERRORS as DATABASE_ERRORS
-from cncmon_standalone.errors import StandaloneError
+from cncmon_standalone import console
+from cncmon_standalone.database import connected
 
 
-async def run(data: Path | None, *, dsn: str | None, as_json: bool) -> int:
-    """Print the books; return the exit status: 1 where they don't balance.
+async def run(data: Path | None, *, dsn: str | None, edge: tuple[str, str] | None, replay: bool, as_json: bool) -> int:
+    """Print the books of all edges or of one; return the exit status: 1 where they don't balance.
+
+    replay: store dead letters again first, where that can be done now.
 
     Raises:
         StandaloneError: nothing runs, or the database does not answer or has other tables.
     """
-    settings = IngestSettings(database_dsn=dsn or state.find(data).database_dsn)
-    try:
-        connection = await asyncpg.connect(settings.database_dsn, timeout=5, command_timeout=60)
-        try:
-            books = await reconcile(connection, timedelta(seconds=settings.abandon_grace_s))
-        finally:
-            await connection.close(timeout=2)
-    except asyncpg.UndefinedTableError as error:
-        raise StandaloneError(f"the database has not our tables: {error}") from error
-    except (*DATABASE_ERRORS, ValueError) as error:
-        raise StandaloneError(f"the database does not answer: {error}. See: cncmon doctor") from error
+    settings = IngestSettings(database_dsn="unused")
+    async with connected(data, dsn) as connection:
+        if replay:
+            ids = await dlq.chosen(connection, dlq.Which(edge=edge))
+            with console.bar("Storing again", len(ids)) as advance:
+                async for _ in dlq.replay(connection, ids, settings):
+                    advance()
+        books = await reconcile(connection, timedelta(seconds=settings.abandon_grace_s), edge)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(books)).decode())
     else:

@@ -1,0 +1,165 @@
+"""`cncmon db`: what the database takes, whether it is fit for this program, and its tables' version."""
+
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import msgspec
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from cncmon_core import logs
+from cncmon_ingest import migrate, sizes
+from cncmon_ingest.errors import MigrationError
+from cncmon_standalone import console
+from cncmon_standalone.database import connected
+from cncmon_standalone.errors import StandaloneError
+
+_YEAR_S: Final = 365 * 86_400
+_OURS: Final = (
+    "sensor_data", "machines", "ledger", "ledger_unidentified", "watermarks", "dead_letters", "gaps", "events",
+    "delivery", "edges", "edge_epochs",
+)  # fmt: skip
+_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+SERVER_VERSION_MIN: Final = 15
+
+
+class Finding(msgspec.Struct):
+    """One check. todo: what to do about it; empty where it is well."""
+
+    check: str
+    says: str
+    todo: str = ""
+
+
+async def size(data: Path | None, *, dsn: str | None, as_json: bool) -> None:
+    """Print what the tables take."""
+    async with connected(data, dsn) as connection:
+        found = await sizes.measure(connection)
+    if as_json:
+        more = {"bytes_a_sample": found.bytes_a_sample, "samples_a_second": found.samples_a_second}
+        print(msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(found) | more)).decode())
+        return
+    out = console.for_people()
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for title in ("table", "rows", "size", "of it indexes", "parts"):
+        table.add_column(title, justify="left" if title == "table" else "right")
+    for one in found.tables:
+        table.add_row(one.name, f"{one.rows:,}", decimal(one.bytes), decimal(one.index_bytes), str(one.parts or ""))
+    out.print(table)
+    out.print(f"\nThe database is {decimal(found.database_bytes)}. Rows are as PostgreSQL last counted them.")
+    each, rate = found.bytes_a_sample, found.samples_a_second
+    if each is not None:
+        out.print(f"A million samples take {decimal(round(each * 1e6))} with indexes and ledger.")
+    if each is not None and rate is not None:
+        out.print(
+            f"Since {found.oldest:%Y-%m-%d %H:%M} UTC {rate:,.1f} samples a second came: a year like that takes "
+            f"{decimal(round(each * rate * _YEAR_S))}.",
+            soft_wrap=True,
+        )
+
+
+async def check(data: Path | None, *, dsn: str | None, as_json: bool) -> int:
+    """Print what was checked; return the exit status."""
+    async with connected(data, dsn) as connection:
+        found = await findings(connection)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        out = console.for_people()
+        for one in found:
+            mark = "[red]×[/]" if one.todo else "[green]√[/]"
+            out.print(f"  {mark} {one.check:<12} {escape(one.says)}", soft_wrap=True)
+            if one.todo:
+                out.print(f"    {'':<12} [dim]→[/] {escape(one.todo)}", soft_wrap=True)
+    return 1 if any(one.todo for one in found) else 0
+
+
+async def findings(connection: asyncpg.Connection) -> list[Finding]:
+    """Check version, tables, rights, durability and room for connections."""
+    return [
+        _server(connection),
+        await _tables(connection),
+        await _rights(connection),
+        await _durability(connection),
+        await _connections(connection),
+        await _extension(connection),
+    ]
+
+
+def _server(connection: asyncpg.Connection) -> Finding:
+    version = connection.get_server_version()
+    old = version.major < SERVER_VERSION_MIN
+    return Finding("server", f"PostgreSQL {version.major}.{version.minor}",
+                   f"PostgreSQL {SERVER_VERSION_MIN} or newer is needed" if old else "")  # fmt: skip
+
+
+async def _tables(connection: asyncpg.Connection) -> Finding:
+    found = await migrate.version(connection)
+    says = f"version {found} of {migrate.LATEST}"
+    if found > migrate.LATEST:
+        return Finding("tables", says, "this program is older than the tables: use the newer one")
+    return Finding("tables", says, "" if found == migrate.LATEST else "run: cncmon db upgrade")
+
+
+async def _rights(connection: asyncpg.Connection) -> Finding:
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        return Finding("rights", "a replica: it can be read and not written", "ingest needs the primary's URL")
+    if await connection.fetchval("SHOW default_transaction_read_only") == "on":
+        return Finding("rights", "read-only by its settings", "set default_transaction_read_only = off")
+    query = """
+    SELECT DISTINCT t FROM unnest($1::text[]) AS t, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed
+    WHERE to_regclass(t) IS NOT NULL AND NOT has_table_privilege(t, needed) ORDER BY t
+    """
+    missing = [row["t"] for row in await connection.fetch(query, _OURS)]
+    user = await connection.fetchval("SELECT current_user")
+    if missing:
+        return Finding("rights", f"{user} may not write {', '.join(missing)}",
+                       f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(missing)} TO {user}")  # fmt: skip
+    return Finding("rights", f"{user} may read and write")
+
+
+async def _durability(connection: asyncpg.Connection) -> Finding:
+    values = {name: await connection.fetchval("SELECT current_setting($1)", name) for name in _DURABLE}
+    says = ", ".join(f"{name} {value}" for name, value in values.items())
+    off = [name for name, value in values.items() if value in ("off", "local")]
+    return Finding("durability", says, f"switch {', '.join(off)} on: a crash would take back what was acknowledged"
+                   if off else "")  # fmt: skip
+
+
+async def _connections(connection: asyncpg.Connection) -> Finding:
+    most = int(await connection.fetchval("SHOW max_connections"))
+    used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+    todo = "raise max_connections, or look who holds them: pg_stat_activity" if used > 0.9 * most else ""
+    return Finding("connections", f"{used} of {most} in use", todo)
+
+
+async def _extension(connection: asyncpg.Connection) -> Finding:
+    version = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+    if version is None:
+        return Finding("storage", "plain PostgreSQL: samples are one table, without chunks")
+    edition = await connection.fetchval("SELECT current_setting('timescaledb.license', true)")
+    return Finding("storage", f"TimescaleDB {version} ({edition}): samples are chunks of a day")
+
+
+async def upgrade(data: Path | None, *, dsn: str | None, as_json: bool) -> None:
+    """Bring the tables to this program's version, and print what was done.
+
+    Raises:
+        StandaloneError: that can't be done.
+    """
+    # What is done is told once, below.
+    logs.setup("cncmon", "warning")
+    async with connected(data, dsn, command_timeout_s=None) as connection:
+        before = await migrate.version(connection)
+        try:
+            applied = await migrate.migrate(connection)
+        except MigrationError as error:
+            raise StandaloneError(str(error)) from error
+    if as_json:
+        print(msgspec.json.encode({"before": before, "applied": applied, "now": migrate.LATEST}).decode())
+    elif applied:
+        console.for_people().print(f"Tables brought from version {before} to {migrate.LATEST}.")
+    else:
+        console.for_people().print(f"Tables are of version {migrate.LATEST} already.")
