@@ -31,6 +31,12 @@ class Server:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         command = self.command
         with self._log.open("ab") as log:

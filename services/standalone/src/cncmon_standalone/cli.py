@@ -373,7 +373,7 @@ def reconcile(
     raise typer.Exit(_run(command.run(data, dsn=dsn, edge=_edge_of(edge), replay=replay, as_json=as_json)))
 
 
-@db.command("size")
+@db.command("size", short_help="What the tables take, and will in a year.")
 def db_size(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     """Say what the tables take, a million samples of them, and a year at the pace so far."""
     from cncmon_standalone import database_care as command
@@ -381,7 +381,7 @@ def db_size(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     _run(command.size(data, dsn=dsn, as_json=as_json))
 
 
-@db.command("check")
+@db.command("check", short_help="Is it what this program needs?")
 def db_check(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     """Check that a database is what this program needs. Exit status 1 when something has to be done."""
     from cncmon_standalone import database_care as command
@@ -389,7 +389,7 @@ def db_check(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     raise typer.Exit(_run(command.check(data, dsn=dsn, as_json=as_json)))
 
 
-@db.command("upgrade")
+@db.command("upgrade", short_help="Bring the tables to this version.")
 def db_upgrade(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     """Bring the tables to this program's version. May be stopped and run again."""
     from cncmon_standalone import database_care as command

@@ -1,0 +1,290 @@
+"""The cloud side at full speed: a full stream drained, samples that keep coming, single frames a message.
+
+Each rate stands beside its limit of the same run: bare COPY into the same table with as many connections, or bare fetch
+and ack. Every part is a process of its own; all of them, the publisher too, share this machine's cores.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import psutil
+from nats.aio.client import Client
+
+from bench import feed, limits
+from bench.plant import Part, Plant, memory
+from bench.report import Figure, Report, run
+from cncmon_core import names
+from cncmon_core.frames import join
+from cncmon_core.sample import encode_sample
+from cncmon_ingest import rows
+from testkit.parts import timescaledb_programs
+from testkit.servers import running_nats, running_postgres
+
+SAMPLES = 200_000
+"""Made once; published again and again as batches of new epochs."""
+
+BACKLOG_FRAMES, LIVE_FRAMES = 500, 100
+"""Frames a message: of a backlog, and of 100 machines at 10 Hz with an agent's linger of 100 ms."""
+
+DRAIN_SAMPLES, SUSTAINED_S, PENDING_MAX = 2_000_000, 60.0, 400
+SINGLE_MESSAGES, BURST_MESSAGES, PUBLISHERS = 50_000, 10_000, 10
+SETTINGS = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
+
+
+@dataclass
+class Cost:
+    """Processor seconds of the parts between two looks."""
+
+    nats: float
+    ingest: float
+    postgres: float
+
+
+class Pipeline:
+    """A plant without machines: servers, and workers that come and go."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.workers: list[Part] = []
+
+    def bootstrap(self) -> None:
+        self.plant.ingest(0)
+
+    def start(self, workers: int) -> None:
+        environ = {"CNCMON_INGEST_DATABASE_DSN": self.plant.postgres.dsn}
+        self.workers = [self.plant.start("cncmon_ingest.main", environ, "run", name="ingest") for _ in range(workers)]
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.workers = []
+
+    def cost(self) -> Cost:
+        def of(pid: int) -> float:
+            parent = psutil.Process(pid)
+            times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
+            # Backends that ended are in their parent's sum.
+            ended = parent.cpu_times()
+            return sum(one.user + one.system for one in times) + ended.children_user + ended.children_system
+
+        pids = [self.plant.nats.pid, self.plant.postgres.pid]
+        return Cost(of(pids[0]), sum(of(worker.process.pid) for worker in self.workers), of(pids[1]))
+
+    def rss(self) -> float:
+        return max((memory(worker.process.pid).rss for worker in self.workers), default=0.0)
+
+    async def floor(self, client: Client) -> tuple[int, int]:
+        """Return how many messages are acknowledged for good, and how many there are."""
+        js = client.jetstream()
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
+        state = (await js.stream_info(names.STREAM)).state
+        return (info.ack_floor.stream_seq if info.ack_floor else 0), state.last_seq
+
+    def empty(self) -> None:
+        async def ask() -> None:
+            connection = await asyncpg.connect(self.plant.postgres.dsn)
+            await connection.execute("TRUNCATE sensor_data, ledger, ledger_unidentified, watermarks, machines")
+            await connection.close()
+
+        asyncio.run(ask())
+
+
+async def _drain(pipeline: Pipeline, url: str, workers: int) -> tuple[float, Cost, float]:
+    """Start workers on a full stream; return messages a second from the first that is stored, costs, peak RSS in MB."""
+    client = Client()
+    await client.connect(url)
+    begin, last = await pipeline.floor(client)
+    pipeline.start(workers)
+    first: tuple[float, int] | None = None
+    rss = 0.0
+    before = pipeline.cost()
+    while True:
+        floor, _ = await pipeline.floor(client)
+        now_s = time.monotonic()
+        if first is None and floor > begin:
+            # The workers have started by now: what they take for that is not what is measured.
+            first, before = (now_s, floor), pipeline.cost()
+        rss = max(rss, pipeline.rss())
+        if floor >= last and first is not None:
+            break
+        await asyncio.sleep(0.02)
+    rate = (last - first[1]) / (now_s - first[0])
+    after = pipeline.cost()
+    await client.close()
+    pipeline.stop()
+    return rate, Cost(after.nats - before.nats, after.ingest - before.ingest, after.postgres - before.postgres), rss
+
+
+def _fill(url: str, file: Path, count: int, pending_max: int = -1) -> float:
+    """Publish; return messages a second."""
+    command = [sys.executable, "-m", "bench.feed", url, str(file), str(count), str(pending_max)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    return float(told["messages"] / told["seconds"])
+
+
+def _cost_figures(report: Report, name: str, cost: Cost, samples: float, ingest_us_max: float | None = 4.5) -> None:
+    for part, seconds in (("nats", cost.nats), ("ingest", cost.ingest), ("postgres", cost.postgres)):
+        reach = ingest_us_max if part == "ingest" else None
+        figure = Figure(seconds / samples * 1e6, "µs/sample", None, "", reach, "at_most")
+        report.add(f"{name}.cpu.{part}", figure)
+
+
+def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: list[bytes], quick: bool) -> None:
+    count = DRAIN_SAMPLES // BACKLOG_FRAMES // (4 if quick else 1)
+    for workers, reach in ((1, 0.5), (2, 0.4)):
+        # The limit before and after: the machine is shared, and the better of the two is taken.
+        before = asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers))
+        _fill(url, file, count)
+        rate, cost, rss = asyncio.run(_drain(pipeline, url, workers))
+        wrong = abs(asyncio.run(_rows(pipeline.plant.postgres.dsn)) - count * BACKLOG_FRAMES)
+        pipeline.empty()
+        limit = max(before, asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers)))
+        name = f"pipeline.drain{workers}"
+        report.add(f"{name}.lost_or_doubled", Figure(wrong, "samples", None, "", 0, "at_most"))
+        report.add(f"{name}.copy_limit", Figure(limit, "rows/s"))
+        stored = Figure(rate * BACKLOG_FRAMES, "samples/s", limit, f"COPY, {workers} connections", reach * limit)
+        report.add(name, stored)
+        _cost_figures(report, name, cost, count * BACKLOG_FRAMES)
+        report.add(f"{name}.rss", Figure(rss, "MB", None, "", 120, "at_most"))
+
+
+async def _rows(dsn: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    number: int = await connection.fetchval("SELECT count(*) FROM sensor_data")
+    await connection.close()
+    return number
+
+
+async def _stored(dsn: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    number = await connection.fetchval(
+        "SELECT (SELECT coalesce(sum(samples_stored), 0) FROM watermarks) "
+        "+ (SELECT coalesce(sum(stored), 0) FROM ledger)"
+    )
+    await connection.close()
+    return int(number)
+
+
+def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds: float) -> None:
+    pipeline.start(2)
+    command = [sys.executable, "-m", "bench.feed", url, str(file), str(10**7), str(PENDING_MAX)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as publisher:
+        time.sleep(5)
+        dsn = pipeline.plant.postgres.dsn
+        began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.cost()
+        rss = 0.0
+        while time.monotonic() - began_s < seconds:
+            rss = max(rss, pipeline.rss())
+            time.sleep(0.2)
+        stored, after = asyncio.run(_stored(dsn)) - before, pipeline.cost()
+        took_s = time.monotonic() - began_s
+        publisher.kill()
+    pipeline.stop()
+    report.add("pipeline.sustained", Figure(stored / took_s, "samples/s", None, "", 150_000))
+    spent = Cost(after.nats - cost.nats, after.ingest - cost.ingest, after.postgres - cost.postgres)
+    _cost_figures(report, "pipeline.sustained", spent, stored)
+    report.add("pipeline.sustained.rss", Figure(rss, "MB", None, "", 120, "at_most"))
+    pipeline.empty()
+
+
+async def _publish_single(url: str, frames: list[bytes], each: int) -> tuple[float, float]:
+    """Publish frames from several publishers, each awaiting each PubAck; return seconds, messages a second."""
+    clients = [Client() for _ in range(PUBLISHERS)]
+    for client in clients:
+        await client.connect(url)
+
+    async def one(number: int, client: Client) -> None:
+        js = client.jetstream()
+        for at in range(each):
+            await js.publish("CNC_DATA.original", frames[(number * each + at) % len(frames)])
+
+    began_s = time.monotonic()
+    await asyncio.gather(*(one(number, client) for number, client in enumerate(clients)))
+    took_s = time.monotonic() - began_s
+    for client in clients:
+        await client.close()
+    return took_s, PUBLISHERS * each / took_s
+
+
+def _single(report: Report, pipeline: Pipeline, url: str, encoded: list[bytes], quick: bool) -> None:
+    frames = [join([one]) for one in encoded[:20_000]]
+    count = SINGLE_MESSAGES // (5 if quick else 1)
+    _, rate = asyncio.run(_publish_single(url, frames, count // PUBLISHERS))
+    report.add("pipeline.single.publish", Figure(rate, "messages/s", None, "", 20_000))
+
+    async def limit() -> float:
+        client = Client()
+        await client.connect(url)
+        found = await limits.fetch_rate(client, count)
+        await client.close()
+        return found
+
+    fetch = asyncio.run(limit())
+    rate, cost, _ = asyncio.run(_drain(pipeline, url, 2))
+    report.add("pipeline.single.drain", Figure(rate, "messages/s", fetch, "fetch and ack", max(20_000, 0.5 * fetch)))
+    _cost_figures(report, "pipeline.single", cost, count, None)
+    pipeline.empty()
+
+    async def burst() -> tuple[float, float]:
+        client = Client()
+        await client.connect(url)
+        began_s = time.monotonic()
+        published_s, _ = await _publish_single(url, frames, BURST_MESSAGES // PUBLISHERS)
+        while True:
+            floor, last = await pipeline.floor(client)
+            if floor >= last:
+                break
+            await asyncio.sleep(0.005)
+        await client.close()
+        return published_s, time.monotonic() - began_s
+
+    pipeline.start(2)
+    for worker in pipeline.workers:
+        worker.wait_for("connected to NATS")
+    time.sleep(1)
+    published_s, stored_s = asyncio.run(burst())
+    pipeline.stop()
+    report.add("pipeline.burst.published", Figure(1000 * published_s, "ms", None, "", 600, "at_most"))
+    report.add("pipeline.burst.stored", Figure(1000 * stored_s, "ms", None, "", 1000, "at_most"))
+    pipeline.empty()
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Measure all of it on one NATS and one database with hypertables, where TimescaleDB is."""
+    with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
+        folder = Path(name)
+        samples = feed.shop_samples(SAMPLES)
+        packed = [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples]
+        files = {}
+        for frames in (BACKLOG_FRAMES, LIVE_FRAMES):
+            files[frames] = folder / f"messages-{frames}"
+            files[frames].write_bytes(msgspec.msgpack.encode(feed.messages(samples, frames)))
+        encoded = [encode_sample(sample) for sample in samples[:20_000]]
+        report.add("pipeline.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
+        programs = timescaledb_programs()
+        with running_nats(folder) as nats, running_postgres(SETTINGS, programs) as postgres:
+            print(f"{'TimescaleDB' if programs else 'plain PostgreSQL'}, {SETTINGS}", flush=True)
+            plant = Plant(folder, nats, postgres)
+            url = f"nats://127.0.0.1:{nats.port}"
+            pipeline = Pipeline(plant)
+            try:
+                pipeline.bootstrap()
+                _drains(report, pipeline, url, files[BACKLOG_FRAMES], packed, quick)
+                _sustained(report, pipeline, url, files[LIVE_FRAMES], 10 if quick else SUSTAINED_S)
+                _single(report, pipeline, url, encoded, quick)
+            finally:
+                for part in reversed(plant.parts):
+                    part.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(run("pipeline", measure))
