@@ -111,25 +111,28 @@ class Databases:
 
 
 _EMPTY = """
-TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events, edges, edge_epochs
+TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events, edges, edge_epochs,
+    dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals
     RESTART IDENTITY;
-UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0
+UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0, unmarked_since = NULL;
+UPDATE storage SET dropped_to = '-infinity'
 """
 
 
 async def _fingerprint(connection: asyncpg.Connection) -> str:
-    """Return what tells whether a database's schema and settings are as migrated; chunks don't count."""
+    """Return what tells whether a database's schema and settings are as migrated; chunks and partitions don't count."""
     found: str = await connection.fetchval(
         """
         SELECT concat_ws(';',
             (SELECT string_agg(attrelid::regclass || '.' || attname, ',' ORDER BY attrelid::regclass::text, attname)
-             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.relnamespace = 'public'::regnamespace),
+             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+             WHERE c.relnamespace = 'public'::regnamespace AND NOT c.relispartition),
             (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint
-             WHERE connamespace = 'public'::regnamespace),
+             WHERE connamespace = 'public'::regnamespace AND conparentid = 0),
             (SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid
              WHERE c.relnamespace = 'public'::regnamespace),
             (SELECT string_agg(relname || coalesce(relacl::text, ''), ',' ORDER BY relname)
-             FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+             FROM pg_class WHERE relnamespace = 'public'::regnamespace AND NOT relispartition),
             (SELECT string_agg(number || checksum, ',' ORDER BY number) FROM schema_migrations),
             (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
              WHERE d.datname = current_database()))

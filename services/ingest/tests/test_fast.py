@@ -47,9 +47,9 @@ def takes(frame: bytes, limits: Limits = LIMITS) -> bool:
     assert_the_same(join([frame]), limits)
     taken = fast.pack(join([frame]), rows.microseconds(limits.oldest), rows.microseconds(limits.newest))
     assert taken is not None, "no extension: is there a C compiler? `make setup` says so"
-    packed, machine_ids, days, left = taken
+    packed, machine_ids, ticks, left = taken
     mine = packed != [None]
-    assert (len(machine_ids), len(days), len(left)) == ((1, 1, 0) if mine else (0, 0, 1))
+    assert (len(machine_ids), len(ticks), len(left)) == ((1, 1, 0) if mine else (0, 0, 1))
     return mine
 
 
@@ -331,7 +331,10 @@ def test_days_are_counted_in_the_order_of_the_frames(days: int, unusual: set[int
 def test_an_extension_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from cncmon_ingest import _rows
 
-    monkeypatch.setattr(_rows, "FIELDS", (*FIELDS, "colour"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_rows, "FIELDS", (*FIELDS, "colour"))
+        assert runpy.run_path(fast.__file__)["NATIVE"] is False
+    monkeypatch.setattr(_rows, "TICK_US", 1)
     assert runpy.run_path(fast.__file__)["NATIVE"] is False
 
 
@@ -445,7 +448,7 @@ def test_every_day_is_the_calendars() -> None:
         part = moments[start : start + FRAMES_MAX]
         taken = fast.pack(join([at(moment.isoformat()) for moment in part]), -(1 << 62), 1 << 62)
         assert taken is not None
-        assert taken[2] == {moment.toordinal() for moment in part}
+        assert taken[2] == {rows.microseconds(moment) // rows.TICK_US for moment in part}
         assert [row and int.from_bytes(row[6:14], signed=True) for row in taken[0]] == [*map(rows.microseconds, part)]
 
 

@@ -183,6 +183,10 @@ class Store:
         )
 
     async def samples(self, *rows: dict[str, Any]) -> None:
+        await self.connection.execute(
+            "SELECT ensure_partition('sensor_data', time) FROM unnest($1::timestamptz[]) AS time",
+            list({row["time"].replace(hour=12, minute=0, second=0, microsecond=0) for row in rows}),
+        )
         await self.connection.copy_records_to_table(
             "sensor_data", records=[tuple(row.get(name) for name in COLUMNS) for row in rows], columns=COLUMNS
         )

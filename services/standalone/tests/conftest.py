@@ -44,7 +44,8 @@ async def dsn(_migrated: str) -> str:
     """The DSN of a database with our tables, empty."""
     connection = await asyncpg.connect(_migrated)
     await connection.execute(
-        "TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events, edges, edge_epochs"
+        "TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events, edges, edge_epochs, "
+        "dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals"
     )
     await connection.close()
     return _migrated

@@ -91,6 +91,7 @@ class World:
         extras = {name: value for name, value in values.items() if name not in compare._COLUMNS}
         names = ["time", "machine_id", "extras", *columns]
         marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+        await self._connection.execute("SELECT ensure_partition('sensor_data', $1)", time)
         await self._connection.execute(
             f"INSERT INTO sensor_data ({', '.join(names)}) VALUES ({marks})",
             *(time, "mill-01", json.dumps(extras) if extras else None, *columns.values()),

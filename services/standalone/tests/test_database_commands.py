@@ -159,3 +159,27 @@ async def test_upgrade_makes_what_is_missing_once(dsn: str, connection: asyncpg.
         assert "tables" not in todo(fresh)
     finally:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_rollups_can_be_computed_again(dsn: str, connection: asyncpg.Connection) -> None:
+    began = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(hours=6)
+    rows = [(began + timedelta(minutes=minute), "m1", 1.0) for minute in range(240)]
+    await connection.execute(
+        "SELECT ensure_partition('sensor_data', time) FROM unnest($1::timestamptz[]) AS time", [began]
+    )
+    await connection.copy_records_to_table("sensor_data", records=rows, columns=["time", "machine_id", "temperature"])
+    await connection.execute("INSERT INTO machines (machine_id, site, edge) VALUES ('m1', 'hall', 'e1')")
+    part = cncmon("db", "recompute", "--dsn", dsn, "--since", "4h", "--json")
+    assert part.returncode == 0
+    assert 0 < json.loads(part.stdout)["marked"] < 5
+    whole = cncmon("db", "recompute", "--dsn", dsn)
+    assert (whole.returncode, whole.stdout) == (0, "5 hours of machines were computed again.\n")
+    assert await connection.fetchval("SELECT sum(samples) FROM rollup_1h") == 240
+    await connection.execute(
+        "INSERT INTO dirty_ranges (machine_ids, from_time, to_time, failure) VALUES ('{m1}', $1, $2, $3)",
+        *(began, began + timedelta(seconds=10), "division by zero"),
+    )
+    assert todo(dsn)["rollups"] == "mend that, then run: cncmon db recompute --failed"
+    again = cncmon("db", "recompute", "--failed", "--dsn", dsn, "--json")
+    assert json.loads(again.stdout) == {"marked": 1, "failed": 0}
+    assert "rollups" not in todo(dsn)

@@ -24,6 +24,7 @@ def at(counter: int) -> datetime:
 
 async def insert(connection: asyncpg.Connection, machine: str, *counters: int) -> None:
     for counter in counters:
+        await connection.execute("SELECT ensure_partition('sensor_data', $1)", at(counter))
         await connection.execute(
             "INSERT INTO sensor_data (time, machine_id, extras) VALUES ($1, $2, $3)",
             *(at(counter), machine, json.dumps({"poll_counter": counter})),

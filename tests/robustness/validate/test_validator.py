@@ -98,6 +98,7 @@ async def _stored_batch(database: asyncpg.Connection, folder: Path) -> tuple[int
         {"machine_id": "m", "counter": n, "t_ns": n, "values": {"temperature": 1.5, "poll_counter": n}} for n in (1, 2)
     ]
     (folder / "polls.jsonl").write_text("".join(json.dumps(poll) + "\n" for poll in polls))
+    await database.execute("SELECT ensure_partition('sensor_data', $1::text::timestamptz)", stamps[0])
     await database.executemany(
         "INSERT INTO sensor_data (time, machine_id, temperature, extras) VALUES ($1::text::timestamptz, 'm', 1.5, $2)",
         [(stamp, json.dumps({"poll_counter": counter})) for counter, stamp in enumerate(stamps, 1)],

@@ -24,6 +24,7 @@
 #define FRAMES_MAX 10000 /* As frames.FRAMES_MAX. */
 #define DEPTH_MAX 8
 #define KEYS_MAX 32 /* Of one object in extras: each is compared with those before it. */
+#define TICK_US 10000000 /* As rows.TICK_US. */
 #define SEEN 512    /* Machines of one message that are told apart without asking the set. */
 
 typedef unsigned char Byte;
@@ -83,7 +84,6 @@ typedef struct {
 typedef struct {
     Slot slots[FIELD_COUNT];
     int64_t time_us; /* As rows.microseconds. */
-    int day;         /* As rows.day. */
     int extras_blanks;
 } Sample;
 
@@ -376,7 +376,7 @@ static int read_time(const Byte *text, size_t length, Sample *sample)
 {
     static const Byte DAYS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     static const short BEFORE[] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
-    enum { SECONDS_END = 19, EPOCH_YEAR = 2000, EPOCH_ORDINAL = 730120 };
+    enum { SECONDS_END = 19, EPOCH_YEAR = 2000 };
     int bad = 0, micros = 0;
     if (length <= SECONDS_END)
         return 0;
@@ -406,7 +406,6 @@ static int read_time(const Byte *text, size_t length, Sample *sample)
     int before = year - 1; /* Leap days up to the end of the year before, less those up to the end of 1999. */
     int leap_days = before / 4 - before / 100 + before / 400 - (1999 / 4 - 1999 / 100 + 1999 / 400);
     int days = (year - EPOCH_YEAR) * 365 + leap_days + BEFORE[month - 1] + (leap && month > 2) + day - 1;
-    sample->day = days + EPOCH_ORDINAL;
     sample->time_us = ((int64_t)days * 86400 + hour * 3600 + minute * 60 + second) * 1000000 + micros;
     return 1;
 }
@@ -558,8 +557,8 @@ static size_t write_row(Byte *row, const Sample *sample)
 
 /* What a call gives back, and what it remembers so as not to ask the sets for each frame. */
 typedef struct {
-    PyObject *rows, *machines, *days, *left;
-    int day;
+    PyObject *rows, *machines, *ticks, *left;
+    int64_t tick;
     struct {
         const Byte *text;
         size_t length;
@@ -588,12 +587,13 @@ static int add_machine(Taken *taken, const Slot *machine)
     return add(taken->machines, PyUnicode_FromStringAndSize((const char *)text, (Py_ssize_t)length));
 }
 
-static int add_day(Taken *taken, int day)
+static int add_tick(Taken *taken, int64_t time_us)
 {
-    if (taken->day == day)
+    int64_t tick = time_us / TICK_US - (time_us % TICK_US < 0);
+    if (taken->tick == tick)
         return 0;
-    taken->day = day;
-    return add(taken->days, PyLong_FromLong(day));
+    taken->tick = tick;
+    return add(taken->ticks, PyLong_FromLongLong(tick));
 }
 
 static int leave(Taken *taken, Py_ssize_t number)
@@ -615,7 +615,7 @@ static int take_frame(Taken *taken, Py_ssize_t number, const Byte *at, size_t le
         return -1;
     if (answer == MINE && sample.time_us >= oldest && sample.time_us <= newest) {
         size_t size = write_row(row, &sample);
-        if (add_machine(taken, &sample.slots[0]) < 0 || add_day(taken, sample.day) < 0)
+        if (add_machine(taken, &sample.slots[0]) < 0 || add_tick(taken, sample.time_us) < 0)
             return -1;
         item = PyBytes_FromStringAndSize((const char *)row, (Py_ssize_t)size);
         if (!item)
@@ -686,15 +686,16 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
     memset(&taken, 0, sizeof taken);
     taken.rows = PyList_New(count);
     taken.machines = PySet_New(NULL);
-    taken.days = PySet_New(NULL);
+    taken.ticks = PySet_New(NULL);
+    taken.tick = INT64_MIN;
     taken.left = PyList_New(0);
     PyObject *result = NULL;
-    if (taken.rows && taken.machines && taken.days && taken.left &&
+    if (taken.rows && taken.machines && taken.ticks && taken.left &&
         take_frames(&taken, count, (const Byte *)payload, oldest, newest) == 0)
-        result = PyTuple_Pack(4, taken.rows, taken.machines, taken.days, taken.left);
+        result = PyTuple_Pack(4, taken.rows, taken.machines, taken.ticks, taken.left);
     Py_XDECREF(taken.rows);
     Py_XDECREF(taken.machines);
-    Py_XDECREF(taken.days);
+    Py_XDECREF(taken.ticks);
     Py_XDECREF(taken.left);
     return result;
 }
@@ -716,6 +717,8 @@ static int add_form(PyObject *module)
         done = PyModule_AddObjectRef(module, "FIELDS", fields);
     if (!done)
         done = PyModule_AddObjectRef(module, "STATES", states);
+    if (!done)
+        done = PyModule_AddIntConstant(module, "TICK_US", TICK_US);
     Py_XDECREF(fields);
     Py_XDECREF(states);
     return done;

@@ -7,6 +7,9 @@ FIELDS: Final[tuple[str, ...]]
 STATES: Final[tuple[str, ...]]
 """The machine states it knows."""
 
+TICK_US: Final[int]
+"""How long its ticks are."""
+
 def pack(
     payload: bytes, oldest_us: int, newest_us: int
 ) -> tuple[list[bytes | None], set[str], set[int], list[int]] | None: ...

@@ -48,7 +48,7 @@ class Decoded(msgspec.Struct):
 
     identity is None for a message without (usable) identity headers: that is known by its place in the stream.
     packed holds one COPY row a sample, `machine_ids` the machines in it; payload_bytes is
-    the size decompressed, days the days (ordinals) that the samples lie on.
+    the size decompressed, ticks those that the samples lie in, days the days (counted from 2000-01-01 UTC).
     """
 
     incoming: Incoming
@@ -61,6 +61,7 @@ class Decoded(msgspec.Struct):
     events: list[Event] = []
     dead: list[DeadLetter] = []
     payload_bytes: int = 0
+    ticks: set[int] = set()
     days: set[int] = set()
 
     @property
@@ -75,7 +76,8 @@ class Decoded(msgspec.Struct):
 
     def bury(self, reason: str, detail: str) -> None:
         """Give up the whole message, with its bytes as they came."""
-        self.packed, self.frame_numbers, self.machine_ids, self.events, self.days = [], [], set(), [], set()
+        self.packed, self.frame_numbers, self.machine_ids, self.events = [], [], set(), []
+        self.ticks, self.days = set(), set()
         self.dead = [DeadLetter(WHOLE_MESSAGE, reason, detail, self.incoming.data)]
 
 
@@ -151,11 +153,12 @@ def _take_natively(decoded: Decoded, payload: bytes, limits: Limits) -> bool:
     taken = fast.pack(payload, rows.microseconds(limits.oldest), rows.microseconds(limits.newest))
     if taken is None:
         return False
-    packed, machine_ids, days, left = taken
+    packed, machine_ids, ticks, left = taken
+    days = {tick // rows.TICKS_A_DAY for tick in ticks}
     if len(days) + len(left) > DAYS_MAX:
         # Any that is left may lie on a day of its own, and which of them is one too many goes by the order of them all.
         return False
-    decoded.machine_ids, decoded.days = machine_ids, days
+    decoded.machine_ids, decoded.ticks, decoded.days = machine_ids, ticks, days
     if not left:
         decoded.packed, decoded.frame_numbers = cast("list[bytes]", packed), list(range(len(packed)))
         return True
@@ -170,26 +173,27 @@ def _take_natively(decoded: Decoded, payload: bytes, limits: Limits) -> bool:
 
 def _take_samples(decoded: Decoded, parts: Iterable[tuple[int, bytes]], limits: Limits) -> None:
     oldest_us, newest_us = rows.microseconds(limits.oldest), rows.microseconds(limits.newest)
-    packed, numbers, machines, days = decoded.packed, decoded.frame_numbers, decoded.machine_ids, decoded.days
-    pack, microseconds, day_of = rows.pack, rows.microseconds, rows.day
+    packed, numbers, machines, ticks = decoded.packed, decoded.frame_numbers, decoded.machine_ids, decoded.ticks
+    pack, microseconds, tick_us = rows.pack, rows.microseconds, rows.TICK_US
     for number, part in parts:
         try:
             sample = decode_sample(part)
             time_us = microseconds(sample.timestamp)
             if not oldest_us <= time_us <= newest_us:
                 check_time(sample, limits)
-            if (day := day_of(time_us)) not in days:
-                _add_day(days, day)
+            if (tick := time_us // tick_us) not in ticks:
+                _add_day(decoded.days, tick // rows.TICKS_A_DAY)
             packed.append(pack(sample, time_us))
         except FrameError as error:
             decoded.dead.append(DeadLetter(number, error.reason, error.detail, part))
             continue
+        ticks.add(tick)
         numbers.append(number)
         machines.add(sample.machine_id)
 
 
 def _add_day(days: set[int], day: int) -> None:
-    if len(days) >= DAYS_MAX:
+    if day not in days and len(days) >= DAYS_MAX:
         raise FrameError("too_many_days", f"the message's samples lie on more than {DAYS_MAX} days")
     days.add(day)
 

@@ -8,11 +8,12 @@ import asyncpg
 import msgspec
 
 from cncmon_core.errors import FrameError
-from cncmon_core.sample import decode_sample
-from cncmon_ingest import rows
-from cncmon_ingest.decode import WHOLE_MESSAGE, Decoded, Incoming, Limits, check_time, decode
+from cncmon_core.frames import join
+from cncmon_ingest import dirty, machines, rows
+from cncmon_ingest.decode import WHOLE_MESSAGE, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import speaks_of_data
 from cncmon_ingest.events import insert_events
+from cncmon_ingest.partitions import Partitions
 from cncmon_ingest.settings import IngestSettings
 
 _COLUMNS = (
@@ -129,29 +130,31 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
             )
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
-            packed, message = _contents(row, settings)
+            message = _contents(row, settings)
+            await Partitions().ensure(connection, message.days)
             await connection.copy_to_table(
-                rows.TABLE, source=rows.pieces(packed), columns=rows.COLUMNS, format="binary"
+                rows.TABLE, source=rows.pieces(message.packed), columns=rows.COLUMNS, format="binary"
             )
-            await insert_events(connection, message)
+            await dirty.mark(connection, [message])
+            await insert_events(connection, [message])
+            await machines.note(connection, [message], {})
     except FrameError as error:
         return Replayed(id_, 0, str(error))
     except asyncpg.PostgresError as error:
         if not speaks_of_data(error):
             raise
         return Replayed(id_, 0, f"{error.sqlstate} {error}")
-    return Replayed(id_, len(packed) + sum(len(decoded.events) for decoded in message))
+    return Replayed(id_, len(message.packed) + len(message.events))
 
 
-def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[list[bytes], list[Decoded]]:
-    """Return the rows of a dead letter, and of a whole message the message; FrameError where it is still no good."""
-    limits = Limits.at(datetime.now(UTC), settings.future_s_max, settings.retention_days)
-    if row["frame"] != WHOLE_MESSAGE:
-        sample = decode_sample(row["payload"])
-        check_time(sample, limits)
-        return [rows.pack(sample, rows.microseconds(sample.timestamp))], []
-    headers = msgspec.json.decode(row["headers"])
-    decoded = decode(Incoming(row["subject"], headers, row["payload"], row["stream_seq"], datetime.now(UTC)), limits)
+def _contents(row: asyncpg.Record, settings: IngestSettings) -> Decoded:
+    """Return a dead letter as a message; FrameError where it is still no good."""
+    now = datetime.now(UTC)
+    limits = Limits.at(now, settings.future_s_max, settings.retention_days)
+    whole = row["frame"] == WHOLE_MESSAGE
+    headers = msgspec.json.decode(row["headers"]) if whole else {}
+    payload = row["payload"] if whole else join([row["payload"]])
+    decoded = decode(Incoming(row["subject"], headers, payload, row["stream_seq"], now), limits)
     if decoded.dead:
         raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
-    return decoded.packed, [decoded]
+    return decoded

@@ -52,6 +52,7 @@ def speaks_of_data(error: Exception) -> bool:
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in ("22", "23", "54")
 
 
+_CHECK_VIOLATION = "23514"
 _RETRY = frozenset({"40P01", "40001", "55P03"})
 
 
@@ -62,6 +63,9 @@ def translate(error: Exception) -> CncmonError:
     outage: holding a good batch costs time, dead-lettering it costs the data.
     """
     sqlstate = getattr(error, "sqlstate", None) or ""
+    if sqlstate == _CHECK_VIOLATION and not getattr(error, "constraint_name", None):
+        # Not about a row: the partition that it belongs to was dropped meanwhile.
+        return RetryError(str(error))
     if speaks_of_data(error):
         return RefusedError(sqlstate, str(error))
     if sqlstate in _RETRY:

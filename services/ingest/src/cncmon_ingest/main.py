@@ -15,6 +15,7 @@ from cncmon_core.monitor import Health
 from cncmon_ingest import bootstrap, fast
 from cncmon_ingest.errors import DATABASE_ERRORS, MigrationError, OutageError, translate
 from cncmon_ingest.leader import Leader
+from cncmon_ingest.maintenance import Maintainer
 from cncmon_ingest.migrate import LATEST, migrate, version
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import connect
@@ -40,7 +41,13 @@ async def run_worker(health: Health, stop: asyncio.Event) -> None:
 
     async def work() -> None:
         await _wait_for_schema(ours)
-        await link.run(session)
+        # Whatever becomes of NATS: what is stored can be kept in order.
+        maintaining = asyncio.create_task(Maintainer(ours).run())
+        try:
+            await link.run(session)
+        finally:
+            maintaining.cancel()
+            await asyncio.wait([maintaining])
 
     await _until(stop, work(), grace_s=lambda: 5 if link.client is not None else 0)
 
@@ -108,7 +115,8 @@ async def _migrate(ours: IngestSettings) -> None:
     backoff = Backoff(0.1, 1)
     while True:
         try:
-            connection = await connect(ours.database_dsn)
+            # What is large takes long.
+            connection = await connect(ours.database_dsn, None)
         except OutageError as error:
             log.info("waiting for the database", reason=str(error))
             await asyncio.sleep(backoff.next_s())

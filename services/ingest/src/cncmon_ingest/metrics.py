@@ -30,3 +30,13 @@ STREAM_PRESSURE = Gauge(
     "cncmon_ingest_stream_pressure", "1 while purging what is committed does not bring the stream under its limit."
 )
 PURGED = Counter("cncmon_ingest_stream_purged_messages", "Committed messages purged to make room.")
+ROLLUP_SECONDS = Histogram(
+    "cncmon_ingest_rollup_round_seconds",
+    "Duration of one round of computing rollups and states.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+ROLLUP_RANGES = Counter("cncmon_ingest_rollup_ranges", "Ranges of a machine whose rollups and states were computed.")
+ROLLUP_FAILURES = Counter("cncmon_ingest_rollup_failures", "Ranges put aside: they could not be computed.")
+ROLLUP_LAG = Gauge("cncmon_ingest_rollup_dirty_marks", "Marks of ranges that wait to be computed.")
+DROPPED_CHUNKS = Counter("cncmon_ingest_dropped_chunks", "Chunks or partitions dropped by retention.", ["table"])
+MAINTAINER = Gauge("cncmon_ingest_maintainer", "1 in the worker that computes rollups and keeps retention.")

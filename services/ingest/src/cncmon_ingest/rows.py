@@ -1,7 +1,7 @@
 """Samples as rows of PostgreSQL's binary COPY format (PostgreSQL manual, COPY, "Binary Format")."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from struct import Struct as Packer
 from typing import Final
 
@@ -15,11 +15,13 @@ COLUMNS: Final = tuple("time" if name == "timestamp" else name for name in ("tim
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """PostgreSQL counts timestamptz in µs from here."""
-_EPOCH_ORDINAL: Final = _EPOCH.toordinal()
 _NULL = b"\xff\xff\xff\xff"
+TICK_US: Final = 10_000_000
+"""A tick is the shortest time that rollups are made of; they are counted from 2000-01-01 UTC."""
 _DAY_US: Final = 86_400_000_000
+TICKS_A_DAY: Final = _DAY_US // TICK_US
 _LENGTH = Packer(">i").pack
 _FLOAT = Packer(">id").pack
 _SEVEN_FLOATS = Packer(">" + "id" * 7).pack
@@ -53,13 +55,13 @@ async def pieces(packed: Sequence[bytes]) -> AsyncIterator[bytes]:
 
 def microseconds(moment: datetime) -> int:
     """Return a time as PostgreSQL counts it."""
-    since = moment - _EPOCH
+    since = moment - EPOCH
     return since.days * _DAY_US + since.seconds * 1_000_000 + since.microseconds
 
 
-def day(time_us: int) -> int:
-    """Return the ordinal of the day (UTC) that a time lies on."""
-    return time_us // _DAY_US + _EPOCH_ORDINAL
+def beginning(tick: int) -> datetime:
+    """Return when a tick begins."""
+    return EPOCH + timedelta(microseconds=tick * TICK_US)
 
 
 def pack(sample: Sample, time_us: int) -> bytes:

@@ -28,8 +28,36 @@ class IngestSettings(Struct, frozen=True):
     duplicate_window_s: Annotated[int, Meta(ge=1, description="JetStream's own duplicate window.")] = 120
     future_s_max: Annotated[int, Meta(ge=0, description="Samples further ahead than this are dead letters.")] = 300
     retention_days: Annotated[
-        int, Meta(ge=0, description="Samples older than this are dead letters (too_old); 0 keeps every age.")
+        int,
+        Meta(ge=0, description="Samples are kept so long; older ones are dead letters (too_old). 0: for ever."),
     ] = 3650
+    retention_10s_days: Annotated[
+        int, Meta(ge=0, description="Rollups of 10 s are kept so long, and as long as samples at least; 0: for ever.")
+    ] = 3650
+    retention_1min_days: Annotated[
+        int, Meta(ge=0, description="Rollups of 1 min, and as long as those of 10 s at least; 0: for ever.")
+    ] = 0
+    retention_1h_days: Annotated[
+        int, Meta(ge=0, description="Rollups of 1 h, and as long as those of 1 min at least; 0: for ever.")
+    ] = 0
+    retention_states_days: Annotated[
+        int, Meta(ge=0, description="State intervals, and as long as rollups of 10 s at least; 0: for ever.")
+    ] = 0
+    retention_events_days: Annotated[int, Meta(ge=0, description="Events; 0: for ever.")] = 3650
+    compress_after_days: Annotated[
+        int,
+        Meta(ge=0, description="Older chunks are compressed, where TimescaleDB's licence has it; 0: none."),
+    ] = 7
+    rollup_interval_ms: Annotated[
+        int, Meta(ge=100, description="Time between two rounds of computing rollups and states.")
+    ] = 2000
+    stale_after_ms: Annotated[
+        int,
+        Meta(
+            ge=1000,
+            description="A machine is offline so long after its last sample; later where they are further apart.",
+        ),
+    ] = 15_000
     status_ttl_s: Annotated[int, Meta(ge=10, description="An edge's heartbeat is forgotten after this.")] = (
         7 * 24 * 3600
     )

@@ -5,10 +5,12 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
-# A table of chunks or partitions is the sum of these. reltuples: -1 where nobody has counted yet.
+# A table of chunks or partitions is the sum of these; one of partitions has none of the rows itself.
+# reltuples: -1 where nobody has counted yet.
 _TABLES = """
 WITH parts AS (
-    SELECT c.relname AS name, p.relid, r.reltuples FROM pg_class c
+    SELECT c.relname AS name, c.oid AS whole, p.relid, CASE WHEN r.relkind = 'r' THEN r.reltuples END AS reltuples
+    FROM pg_class c
     CROSS JOIN LATERAL (
         SELECT c.oid AS relid UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid
     ) p JOIN pg_class r ON r.oid = p.relid

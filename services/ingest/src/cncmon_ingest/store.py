@@ -18,10 +18,14 @@ import asyncpg
 import msgspec
 
 from cncmon_core import names
-from cncmon_ingest import ledger, rows
+from cncmon_ingest import dirty, ledger, machines, rows
 from cncmon_ingest.decode import DeadLetter, Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, speaks_of_data, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, RetryError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
+from cncmon_ingest.partitions import Partitions
+
+APPLICATION = "cncmon-ingest/marks"
+"""How our sessions are told from those of versions that did not mark what they store (before migration 3)."""
 
 CONNECT_S_MAX = 10
 LOCK_TIMEOUT_MS = 5_000
@@ -44,8 +48,8 @@ def _server_of(dsn: str) -> str:
     return "the database"
 
 
-async def connect(dsn: str) -> asyncpg.Connection:
-    """Return a connection fit for the transaction.
+async def connect(dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX) -> asyncpg.Connection:
+    """Return a connection fit for the transaction. statement_s_max: how long it waits for the answer to a statement.
 
     Raises:
         NotConnectedError: it can't be had, or the server would acknowledge commits that a crash can take back.
@@ -54,9 +58,9 @@ async def connect(dsn: str) -> asyncpg.Connection:
         connection: asyncpg.Connection = await asyncpg.connect(
             dsn,
             timeout=CONNECT_S_MAX,
-            command_timeout=TRANSACTION_S_MAX,
+            command_timeout=statement_s_max,
             server_settings={
-                "application_name": "cncmon-ingest",
+                "application_name": APPLICATION,
                 "lock_timeout": str(LOCK_TIMEOUT_MS),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
                 "default_transaction_isolation": "read committed",
@@ -99,6 +103,7 @@ class Store:
         self._connection = connection
         self._stream_created = stream_created
         self._machines: dict[str, names.Origin] = {}
+        self._partitions = Partitions()
 
     @property
     def usable(self) -> bool:
@@ -146,13 +151,19 @@ class Store:
             plain = [m for m in messages if not m.identity]
             new = entered.new + await ledger.enter_unidentified(connection, plain, self._stream_created)
             await self._copy([row for message in new for row in message.packed])
+            await dirty.mark(connection, new)
             await insert_events(connection, new)
             await self._insert_dead([*new, *entered.conflicts, *conflicts])
-            moved = await self._note_machines(new)
+            moved = await machines.note(connection, new, self._machines)
             now: datetime = await connection.fetchval("SELECT clock_timestamp()")
             return Outcome(new, [], now), entered.renamed, moved
 
-        outcome, renamed, moved = await self._in_transaction(work)
+        await self._ensure_partitions(messages)
+        try:
+            outcome, renamed, moved = await self._in_transaction(work)
+        except RetryError:
+            self._partitions.forget()
+            raise
         if len(self._machines) > 100_000:
             self._machines.clear()
         self._machines.update(moved)
@@ -160,6 +171,12 @@ class Store:
             # Not in the same transaction: another worker may share the row and want to rename it, too.
             await self._in_transaction(lambda: ledger.rename(connection, renamed))
         return outcome
+
+    async def _ensure_partitions(self, messages: Sequence[Decoded]) -> None:
+        try:
+            await self._partitions.ensure(self._connection, (day for message in messages for day in message.days))
+        except DATABASE_ERRORS as error:
+            raise translate(error) from error
 
     async def refused_frames(self, message: Decoded) -> dict[int, str]:
         """Return frame number → what the database says, for each row of one message that it does not take.
@@ -257,25 +274,6 @@ class Store:
             *(identity, message.sha256, letter.frame, letter.reason, _storable_text(letter.detail)),
             *(_storable_text(incoming.subject), incoming.stream_seq, headers, letter.payload),
         )
-
-    async def _note_machines(self, messages: list[Decoded]) -> dict[str, names.Origin]:
-        """Write down machines seen for the first time or through another edge; return what to remember after commit."""
-        seen: dict[str, names.Origin] = {}
-        for message in messages:
-            for machine_id in message.machine_ids:
-                if self._machines.get(machine_id) != message.origin:
-                    seen[machine_id] = message.origin
-        if seen:
-            ids = sorted(seen)
-            await self._connection.execute(
-                "INSERT INTO machines (machine_id, site, edge) "
-                "SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ORDER BY 1 "
-                "ON CONFLICT (machine_id) DO UPDATE SET site = excluded.site, edge = excluded.edge "
-                "WHERE excluded.edge <> '' AND (machines.site, machines.edge) IS DISTINCT FROM "
-                "(excluded.site, excluded.edge)",
-                *(ids, [seen[machine_id].site for machine_id in ids], [seen[machine_id].edge for machine_id in ids]),
-            )
-        return seen
 
 
 def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:

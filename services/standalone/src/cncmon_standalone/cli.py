@@ -27,7 +27,7 @@ db = typer.Typer(no_args_is_help=True, help="The database: what it takes, whethe
 machines = typer.Typer(no_args_is_help=True, help="Take away what edges have.")
 app.add_typer(machines, name="delete", short_help="Take machines from their edges.")
 app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay, drop.")
-app.add_typer(db, name="db", short_help="The database: size, check, upgrade.")
+app.add_typer(db, name="db", short_help="The database: size, check, upgrade, recompute.")
 
 
 def _seconds(text: str) -> float:
@@ -387,6 +387,23 @@ def db_check(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     from cncmon_standalone import database_care as command
 
     raise typer.Exit(_run(command.check(data, dsn=dsn, as_json=as_json)))
+
+
+@db.command("recompute", short_help="Compute rollups and states again.")
+def db_recompute(
+    since_s: Annotated[
+        float | None,
+        typer.Option("--since", metavar="DURATION", parser=_seconds, help="Only of this last time, as 2d."),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only what could not be computed before.")] = False,
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Compute rollups and state intervals again from the samples. Exit status 1 when some can't be computed."""
+    from cncmon_standalone import database_care as command
+
+    raise typer.Exit(_run(command.recompute(data, dsn=dsn, since_s=since_s, failed=failed, as_json=as_json)))
 
 
 @db.command("upgrade", short_help="Bring the tables to this version.")

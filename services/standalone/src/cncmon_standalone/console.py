@@ -126,8 +126,8 @@ class Progress:
 
 
 @contextlib.contextmanager
-def bar(doing: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far long work is; yield what is called for each piece that is done."""
+def bar(doing: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show on a terminal how far long work is; yield what is called with how many pieces more are done, 1 if unsaid."""
     shown = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(), console=for_people(to_stderr=True), transient=True,
@@ -135,7 +135,7 @@ def bar(doing: str, total: int) -> Iterator[Callable[[], None]]:
     )  # fmt: skip
     with shown:
         task = shown.add_task(doing, total=total)
-        yield lambda: shown.advance(task)
+        yield lambda pieces=1: shown.advance(task, pieces)
 
 
 class _Console(Console):

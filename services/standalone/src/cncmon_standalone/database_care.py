@@ -1,5 +1,7 @@
 """`cncmon db`: what the database takes, whether it is fit for this program, and its tables' version."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -10,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cncmon_core import logs
-from cncmon_ingest import migrate, sizes
+from cncmon_ingest import compression, dirty, maintenance, migrate, rollups, sizes
 from cncmon_ingest.errors import MigrationError
+from cncmon_ingest.settings import IngestSettings
 from cncmon_standalone import console
 from cncmon_standalone.database import connected
 from cncmon_standalone.errors import StandaloneError
@@ -19,7 +22,8 @@ from cncmon_standalone.errors import StandaloneError
 _YEAR_S: Final = 365 * 86_400
 _OURS: Final = (
     "sensor_data", "machines", "ledger", "ledger_unidentified", "watermarks", "dead_letters", "gaps", "events",
-    "delivery", "edges", "edge_epochs",
+    "delivery", "edges", "edge_epochs", "storage", "dirty_ranges", "state_intervals",
+    "rollup_10s", "rollup_1min", "rollup_1h",
 )  # fmt: skip
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 SERVER_VERSION_MIN: Final = 15
@@ -85,6 +89,8 @@ async def findings(connection: asyncpg.Connection) -> list[Finding]:
         await _durability(connection),
         await _connections(connection),
         await _extension(connection),
+        await _rollups(connection),
+        await _locks(connection),
     ]
 
 
@@ -138,9 +144,68 @@ async def _connections(connection: asyncpg.Connection) -> Finding:
 async def _extension(connection: asyncpg.Connection) -> Finding:
     version = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
     if version is None:
-        return Finding("storage", "plain PostgreSQL: samples are one table, without chunks")
+        return Finding("storage", "plain PostgreSQL: samples are partitions of a day, not compressed")
     edition = await connection.fetchval("SELECT current_setting('timescaledb.license', true)")
-    return Finding("storage", f"TimescaleDB {version} ({edition}): samples are chunks of a day")
+    old = "not compressed" if await compression.unavailable(connection) else "the old ones compressed"
+    return Finding("storage", f"TimescaleDB {version} ({edition}): samples are chunks of a day, {old}")
+
+
+async def _rollups(connection: asyncpg.Connection) -> Finding:
+    if await connection.fetchval("SELECT to_regclass('dirty_ranges')") is None:
+        return Finding("rollups", "there are none yet", "run: cncmon db upgrade")
+    waiting = await rollups.waiting(connection)
+    says = f"{waiting.marks:,} ranges wait to be computed"
+    if waiting.aside:
+        return Finding("rollups", f"{says}, {waiting.aside:,} can't be: {waiting.failure}",
+                       "mend that, then run: cncmon db recompute --failed")  # fmt: skip
+    return Finding("rollups", says)
+
+
+async def _locks(connection: asyncpg.Connection) -> Finding:
+    """A statement over all time locks each part and its index, out of what all sessions share."""
+    row = await connection.fetchrow(
+        "SELECT current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int AS locks, "
+        "(SELECT 2 * count(*) FROM pg_inherits) AS needed"
+    )
+    locks, needed = row or (0, 0)
+    todo = (
+        f"raise max_locks_per_transaction: all parts of all tables take {needed:,} locks" if needed > locks / 2 else ""
+    )
+    return Finding("locks", f"room for {locks:,}", todo)
+
+
+async def recompute(data: Path | None, *, dsn: str | None, since_s: float | None, failed: bool, as_json: bool) -> int:
+    """Mark rollups and states as out of date, have them computed, and return the exit status.
+
+    Whoever maintains the database computes them; where nobody does, this process.
+    """
+    logs.setup("cncmon", "warning")
+    async with connected(data, dsn, command_timeout_s=None) as connection:
+        again = await connection.execute("UPDATE dirty_ranges SET failure = NULL WHERE failure IS NOT NULL")
+        marks = int(again.split()[-1])
+        if not failed:
+            now = datetime.now(UTC)
+            since = now - timedelta(seconds=since_s) if since_s else datetime(1970, 1, 1, tzinfo=UTC)
+            marks += await dirty.mark_hours(connection, since, now + timedelta(days=1))
+        alone = await connection.fetchval("SELECT pg_try_advisory_lock($1)", maintenance.LOCK_KEY)
+        computing = rollups.Rollups(timedelta(milliseconds=IngestSettings("-").stale_after_ms))
+        left = marks
+        with console.bar("Computing", marks) as advance:
+            while (waiting := await rollups.waiting(connection)).marks:
+                # Others may come meanwhile.
+                advance(left - min(left, waiting.marks))
+                left = min(left, waiting.marks)
+                if alone:
+                    await computing.catch_up(connection)
+                else:
+                    await asyncio.sleep(0.5)
+    if as_json:
+        print(msgspec.json.encode({"marked": marks, "failed": waiting.aside}).decode())
+    elif waiting.aside:
+        console.for_people().print(f"{waiting.aside:,} ranges can't be computed: {escape(str(waiting.failure))}")
+    else:
+        console.for_people().print(f"{marks:,} hours of machines were computed again.")
+    return 1 if waiting.aside else 0
 
 
 async def upgrade(data: Path | None, *, dsn: str | None, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import nats.js.errors
 from nats.js.api import StreamInfo
 
 from cncmon_core import names
-from cncmon_ingest import migrate
+from cncmon_ingest import compression, migrate, rollups
 from cncmon_standalone import backlog
 from cncmon_standalone.doctor.check import Group
 from cncmon_standalone.embedded.database import ERRORS as DATABASE_ERRORS
@@ -129,9 +129,13 @@ async def _schema(group: Group, connection: asyncpg.Connection) -> None:
     if extension:
         group.ok("TimescaleDB is there", extension)
     else:
-        group.ok(
-            "plain PostgreSQL, without TimescaleDB", "all features; old data are neither compressed nor cut in chunks"
-        )
+        group.ok("plain PostgreSQL, without TimescaleDB", "all features; samples are partitions of a day")
+    group.ok("old samples", await compression.unavailable(connection) or "are compressed by TimescaleDB")
+    waiting = await rollups.waiting(connection)
+    if waiting.aside:
+        group.warn("rollups are up to date", f"{waiting.aside:,} ranges can't be computed", "see: cncmon db check")
+    else:
+        group.ok("rollups are up to date", f"{waiting.marks:,} ranges wait to be computed")
     dead = await connection.fetchval("SELECT count(*) FROM dead_letters WHERE state = 'dead'")
     if dead:
         group.warn("everything could be stored", f"{dead:,} dead letters", "look at them: cncmon dlq ls")

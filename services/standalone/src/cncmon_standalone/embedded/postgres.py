@@ -28,6 +28,7 @@ SETTINGS = {
     "listen_addresses": "'127.0.0.1'",
     "unix_socket_directories": "''",
     "max_connections": "60",
+    "max_locks_per_transaction": "256",
     "shared_buffers": "'64MB'",
     "max_wal_size": "'1GB'",
     "fsync": "on",

@@ -1,0 +1,265 @@
+"""Rollups and state intervals: whatever order samples come in, they are what plain Python computes over all of them."""
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cncmon_core.frames import join
+from cncmon_ingest import dirty, rollup_sql
+from cncmon_ingest.decode import Incoming, Limits, decode
+from cncmon_ingest.rollups import Rollups
+from cncmon_ingest.store import Store, connect
+from testkit import recomputed
+from testkit.fixtures import on_both_servers
+
+STALE = timedelta(seconds=15)
+NOW = datetime.now(UTC)
+BEGAN = (NOW - timedelta(hours=30)).replace(minute=58, second=0, microsecond=0)
+LIMITS = Limits.at(NOW, 300, 0)
+_numbers = itertools.count(1)
+
+numbers = st.one_of(
+    st.none(),
+    st.integers(-50, 50).map(lambda value: value / 4),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, 5e-324, -1.7976931348623157e308, 1.7976931348623157e308, 1e290, 1e-300]),
+)
+whole = st.one_of(st.none(), st.integers(-(1 << 63), (1 << 63) - 1), st.integers(0, 9))
+extras = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {}, optional={"alarm_code": st.sampled_from([0, 2045, "", "E-7", False]), "alarm": st.sampled_from(["door", 0])}
+    ),
+)
+offsets = st.one_of(
+    st.integers(0, 400).map(lambda tenth: tenth * 100_000),
+    st.integers(0, 3_600_000_000),
+    st.integers(0, 100).map(lambda minute: minute * 60_000_000),
+)
+"""µs from BEGAN: dense, anywhere, and a minute apart."""
+
+samples = st.fixed_dictionaries(
+    {
+        "offset_us": offsets,
+        "temperature": numbers,
+        "spindle_speed": numbers,
+        "feed_rate_actual": st.one_of(st.none(), st.sampled_from([0.0, 100.0])),
+        "machine_state": st.sampled_from([None, "running", "idle", "alarm", "hold", "offline"]),
+        "program": st.sampled_from([None, "O1", "O2"]),
+        "part_count": whole,
+        "anomaly_score": numbers,
+        "extras": extras,
+    }
+)
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def store(connection: asyncpg.Connection, machine_id: str, some: list[dict[str, Any]]) -> None:
+    """Store samples as messages without identity, through the transaction that all messages go through."""
+    parts = []
+    for sample in some:
+        values = {name: value for name, value in sample.items() if name != "offset_us"}
+        moment = BEGAN + timedelta(microseconds=sample["offset_us"])
+        parts.append(msgspec.json.encode({"machine_id": machine_id, "timestamp": moment} | values))
+    message = Incoming("CNC_DATA.hall.e1", {}, join(parts), next(_numbers), NOW)
+    decoded = decode(message, LIMITS)
+    assert not decoded.dead
+    assert len((await Store(connection, NOW).write([decoded])).new) == 1
+
+
+async def all_done(connection: asyncpg.Connection) -> None:
+    rollups = Rollups(STALE)
+    while (await rollups.catch_up(connection)).marks:
+        pass
+
+
+async def raw_rows(connection: asyncpg.Connection, machine_id: str) -> list[dict[str, Any]]:
+    rows = await connection.fetch("SELECT * FROM sensor_data WHERE machine_id = $1", machine_id)
+    return [dict(row) | {"extras": msgspec.json.decode(row["extras"] or "null")} for row in rows]
+
+
+def assert_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if isinstance(value, float) and name.endswith("_avg") and found[name] is not None:
+            # The order of a sum is the server's own.
+            scale = max(abs(found[name.replace("_avg", "_min")]), abs(found[name.replace("_avg", "_max")]))
+            assert math.isclose(found[name], value, rel_tol=1e-9, abs_tol=max(1e-289, 1e-12 * scale)), name
+        else:
+            assert found[name] == value, name
+
+
+async def check(connection: asyncpg.Connection, machine_id: str) -> None:
+    """Compare all that was computed of a machine with what Python makes of its rows."""
+    rows = await raw_rows(connection, machine_id)
+    spans = recomputed.spans(rows, STALE)
+    found = await connection.fetch("SELECT * FROM state_intervals WHERE machine_id = $1 ORDER BY from_time", machine_id)
+    assert [
+        recomputed.Span(row["from_time"], row["to_time"], (row["state"], row["program"], row["alarm"])) for row in found
+    ] == spans
+    for table, width_s, _ in rollup_sql.LEVELS:
+        wanted = recomputed.rollups(rows, spans, timedelta(seconds=width_s))
+        kept = await connection.fetch(f"SELECT * FROM {table} WHERE machine_id = $1", machine_id)
+        assert sorted(row["time"] for row in kept) == sorted(wanted)
+        for row in kept:
+            assert_alike(dict(row), wanted[row["time"]])
+    assert await connection.fetchval("SELECT count(*) FROM dirty_ranges") == 0
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@on_both_servers
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.lists(samples, min_size=1, max_size=12), st.booleans()), min_size=1, max_size=6))
+def test_late_and_out_of_order_data_give_what_all_of_them_give(
+    postgres_dsn: str, runner: asyncio.Runner, messages: list[tuple[list[dict[str, Any]], bool]]
+) -> None:
+    machine_id = f"machine-{next(_numbers)}"
+
+    async def run() -> None:
+        async with opened(postgres_dsn) as connection:
+            for some, computed_then in messages:
+                await store(connection, machine_id, some)
+                if computed_then:
+                    await all_done(connection)
+            await all_done(connection)
+            await check(connection, machine_id)
+
+    runner.run(run())
+
+
+def steady(first_s: float, count: int, every_s: float = 0.5, **values: Any) -> list[dict[str, Any]]:
+    base = {"temperature": 20.0, "spindle_speed": 100.0, "machine_state": "running"}
+    return [
+        base | {"offset_us": int((first_s + number * every_s) * 1e6), "temperature": float(number)} | values
+        for number in range(count)
+    ]
+
+
+@on_both_servers
+async def test_what_an_outage_held_back_gives_the_numbers_of_live_data(database: asyncpg.Connection) -> None:
+    before, during, after = steady(0, 200), steady(100, 2000, machine_state="idle"), steady(1100, 200)
+    await store(database, "cnc-late", before)
+    await all_done(database)
+    await store(database, "cnc-late", after)
+    await all_done(database)
+    states = await database.fetch("SELECT state FROM state_intervals ORDER BY from_time")
+    assert [row["state"] for row in states] == ["running", "offline", "running"], "silence is not taken for running"
+    for start in range(0, 2000, 300):
+        await store(database, "cnc-late", during[start : start + 300])
+        await all_done(database)
+    await check(database, "cnc-late")
+    for some in (before, during, after):
+        await store(database, "cnc-live", some)
+    await all_done(database)
+    await check(database, "cnc-live")
+    for table in ("rollup_10s", "rollup_1min", "rollup_1h", "state_intervals"):
+        query = f"SELECT * FROM {table} WHERE machine_id = $1 ORDER BY 1, 2"
+        late, live = [
+            [dict(row) | {"machine_id": ""} for row in await database.fetch(query, machine_id)]
+            for machine_id in ("cnc-late", "cnc-live")
+        ]
+        assert late == live
+
+
+async def test_marks_that_come_during_a_round_outlive_it(postgres_dsn: str, database: asyncpg.Connection) -> None:
+    """A worker commits between the round's snapshot of the marks and its end: rule D7."""
+    await store(database, "cnc-001", steady(0, 50))
+    async with opened(postgres_dsn) as second:
+        round_ = database.transaction()
+        await round_.start()
+        await Rollups(STALE).catch_up(database)
+        await store(second, "cnc-001", steady(0, 50))
+        await round_.commit()
+    assert await database.fetchval("SELECT samples FROM rollup_1h") == 50
+    assert await database.fetchval("SELECT count(*) FROM dirty_ranges") == 1
+    await all_done(database)
+    assert await database.fetchval("SELECT samples FROM rollup_1h") == 100
+
+
+async def test_a_round_that_fails_leaves_its_marks(database: asyncpg.Connection) -> None:
+    await store(database, "cnc-001", steady(0, 50))
+    await database.execute("ALTER TABLE rollup_1h RENAME TO hidden")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await Rollups(STALE).catch_up(database)
+    await database.execute("ALTER TABLE hidden RENAME TO rollup_1h")
+    assert await database.fetchval("SELECT count(*) FROM rollup_10s") == 0
+    await all_done(database)
+    await check(database, "cnc-001")
+
+
+async def test_what_cannot_be_computed_is_put_aside_and_told(database: asyncpg.Connection) -> None:
+    await database.execute("ALTER TABLE rollup_10s ADD CONSTRAINT no_cold CHECK (machine_id <> 'cold')")
+    for machine_id in ("cold", "warm", "hot"):
+        await store(database, machine_id, steady(0, 5))
+    await all_done(database)
+    assert {row["machine_id"] for row in await database.fetch("SELECT machine_id FROM rollup_1h")} == {"warm", "hot"}
+    aside = await database.fetch("SELECT machine_ids, failure FROM dirty_ranges")
+    assert [row["machine_ids"] for row in aside] == [["cold"]]
+    assert "no_cold" in aside[0]["failure"]
+
+
+async def test_a_mark_too_large_for_one_round_is_done_in_parts(database: asyncpg.Connection) -> None:
+    await store(database, "cnc-001", steady(0, 3000, every_s=10))
+    await database.execute(
+        "UPDATE dirty_ranges SET from_time = (SELECT min(from_time) FROM dirty_ranges), "
+        "to_time = (SELECT max(to_time) FROM dirty_ranges)"
+    )
+    rollups, rounds = Rollups(STALE), 0
+    while (await rollups.catch_up(database)).marks:
+        rounds += 1
+    assert rounds > 1
+    await check(database, "cnc-001")
+
+
+async def test_live_samples_of_many_machines_make_one_mark(database: asyncpg.Connection) -> None:
+    written = Store(database, NOW)
+    messages = []
+    for number in range(20):
+        parts = [
+            msgspec.json.encode(
+                {"machine_id": f"m{number}", "timestamp": BEGAN, "temperature": 1.0, "spindle_speed": 0.0}
+            )
+        ]
+        messages.append(decode(Incoming("CNC_DATA.hall.e1", {}, join(parts), next(_numbers), NOW), LIMITS))
+    await written.write(messages)
+    [mark] = await database.fetch("SELECT * FROM dirty_ranges")
+    assert mark["machine_ids"] == sorted(f"m{number}" for number in range(20))
+    assert (mark["from_time"], mark["to_time"]) == (BEGAN, BEGAN + timedelta(seconds=10))
+
+
+@pytest.mark.parametrize(
+    ("ticks", "wanted"),
+    [([], []), ([5], [(5, 6)]), ([3, 1, 2], [(1, 4)]), ([-1, 0, 7, 9, 8, 11], [(-1, 1), (7, 10), (11, 12)])],
+)
+def test_runs(ticks: list[int], wanted: list[tuple[int, int]]) -> None:
+    assert list(dirty.runs(set(ticks))) == wanted
+
+
+async def test_the_columns_are_the_numeric_fields(database: asyncpg.Connection) -> None:
+    rows = await database.fetch(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'sensor_data' "
+        "AND data_type IN ('double precision', 'bigint')"
+    )
+    assert {row["column_name"] for row in rows} == set(rollup_sql.FIELDS)
