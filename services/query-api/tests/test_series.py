@@ -40,6 +40,8 @@ async def test_min_mean_max_and_last_state_with_holes_as_nulls(api, store):
         "from": "2026-11-24T10:00:00Z",
         "to": "2026-11-24T10:00:10Z",
         "bucket_ms": 2000,
+        "source": "samples",
+        "complete": True,
         "times": [ms, ms + 2000, ms + 4000, ms + 6000, ms + 8000],
         "fields": {
             "temperature": {"min": [1, *hole, None], "mean": [4, *hole, None], "max": [8, *hole, None]},

@@ -88,9 +88,30 @@ class Series(Struct):
     from_: Utc = msgspec.field(name="from")
     to: Utc
     bucket_ms: Annotated[int, Meta(ge=1, description="Width of a bucket in ms.")]
+    source: Annotated[str, Meta(description="What was read: samples, or the rollup 10s, 1min or 1h.")]
+    complete: Annotated[bool, Meta(description="false: some of the range waits to be computed; ask again later.")]
     times: Annotated[list[int], Meta(description="Beginning of each bucket, ms since 1970.")]
     fields: dict[str, Band]
     states: Annotated[list[MachineState | None], Meta(description="The last state within each bucket.")]
+
+
+class StateInterval(Struct):
+    """A machine was in one state, with one program and alarm, over [from, to)."""
+
+    from_: Utc = msgspec.field(name="from")
+    to: Utc
+    state: MachineState
+    program: str | None
+    alarm: str | None
+
+
+class StateIntervals(Struct):
+    """What a machine was doing over a range, in order and without holes from its first sample on."""
+
+    from_: Utc = msgspec.field(name="from")
+    to: Utc
+    intervals: list[StateInterval]
+    next_from: Annotated[Utc | None, Meta(description="Pass it as `from` for what follows; null: that was all.")]
 
 
 class LiveSamples(Struct):
@@ -215,6 +236,7 @@ ANSWERS: tuple[type[Struct], ...] = (
     MachineInfos,
     SamplePage,
     Series,
+    StateIntervals,
     LiveSamples,
     LiveStatus,
     Status,

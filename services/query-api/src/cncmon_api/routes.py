@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cncmon_api import __version__, edges, params, samples, series
+from cncmon_api import __version__, edges, intervals, params, samples, series
 from cncmon_api.database import Database
 from cncmon_api.errors import BadRequestError
 from cncmon_api.live import Hub, Subscription
@@ -16,6 +16,7 @@ from cncmon_api.models import (
     MachineList,
     SamplePage,
     Series,
+    StateIntervals,
     Status,
     encode,
 )
@@ -124,6 +125,30 @@ async def machine_series(
         raise BadRequestError("The range is empty: to must be after from.")
     answer, found = await series.read_series(database, machine_id, since, until, params.fields_of(fields), points)
     if not found:
+        await _check_exists(database, machine_id)
+    return _json(encode(answer))
+
+
+@router.get(
+    "/machines/{machine_id:path}/states",
+    summary="What a machine was doing",
+    responses=_answers(StateIntervals, 400, 404, 503),
+)
+async def machine_states(
+    request: Request,
+    machine_id: MachineId,
+    begin: From = None,
+    to: To = None,
+    limit: Annotated[
+        int, Query(ge=1, le=intervals.LIMIT_MAX, description="Intervals in one answer.")
+    ] = intervals.LIMIT_DEFAULT,
+) -> Response:
+    """Return state intervals over [from, to), in order; they end now at the latest."""
+    database: Database = request.app.state.database
+    params.check_machine_id(machine_id)
+    since, until = _range(begin, to, datetime.now(UTC))
+    answer = await intervals.read_intervals(database, machine_id, since, until, limit)
+    if not answer.intervals:
         await _check_exists(database, machine_id)
     return _json(encode(answer))
 

@@ -63,6 +63,10 @@ export interface Series {
   from: string;
   to: string;
   bucket_ms: number;
+  /** What was read: samples, or the rollup 10s, 1min or 1h. */
+  source: string;
+  /** false: some of the range waits to be computed. */
+  complete: boolean;
   times: number[];
   fields: Record<string, { min: Column; mean: Column; max: Column }>;
   states: (string | null)[];

@@ -12,6 +12,8 @@ const loaded: Series = {
   from: new Date(0).toISOString(),
   to: new Date(2500).toISOString(),
   bucket_ms: 1000,
+  source: "samples",
+  complete: true,
   times: [0, 1000, 2000],
   fields: { [FIELD]: { min: [1, null, 3], mean: [1.5, null, 4], max: [2, null, 5] } },
   states: ["idle", null, null],
