@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from struct import pack, unpack
 
 import msgspec
 from nats.aio.client import Client
@@ -51,6 +52,11 @@ def shop_samples(number: int) -> list[Sample]:
         for index, (name, behaviour) in enumerate(stories):
             values = dict(behaviour.at(poll / HZ))
             moment = began + timedelta(seconds=poll / HZ, microseconds=1000 * index)
+            # As read from registers of 32 bits.
+            values = {
+                name: unpack(">f", pack(">f", value))[0] if isinstance(value, float) else value
+                for name, value in values.items()
+            }
             ours = {field: values.pop(field) for field in FIELDS if field in values}
             values["poll_counter"] = poll
             found.append(msgspec.convert(

@@ -58,8 +58,9 @@ class Pipeline:
     def bootstrap(self) -> None:
         self.plant.ingest(0)
 
-    def start(self, workers: int) -> None:
-        environ = {"CNCMON_INGEST_DATABASE_DSN": self.plant.postgres.dsn}
+    def start(self, workers: int, rollup_share: float = 0) -> None:
+        dsn = self.plant.postgres.dsn
+        environ = {"CNCMON_INGEST_DATABASE_DSN": dsn, "CNCMON_INGEST_ROLLUP_SHARE": str(rollup_share)}
         self.workers = [self.plant.start("cncmon_ingest.main", environ, "run", name="ingest") for _ in range(workers)]
 
     def stop(self) -> None:
@@ -91,7 +92,10 @@ class Pipeline:
     def empty(self) -> None:
         async def ask() -> None:
             connection = await asyncpg.connect(self.plant.postgres.dsn)
-            await connection.execute("TRUNCATE sensor_data, ledger, ledger_unidentified, watermarks, machines")
+            await connection.execute(
+                "TRUNCATE sensor_data, ledger, ledger_unidentified, watermarks, machines, dirty_ranges, rollup_10s, "
+                "rollup_1min, rollup_1h, state_intervals"
+            )
             await connection.close()
 
         asyncio.run(ask())

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
+from struct import pack, unpack
 from typing import Any
 from unittest import mock
 
@@ -99,7 +100,13 @@ def real(number: int) -> Sample:
         mode="AUTOMATIC",
         program="O1234",
         part_count=number // 100,
-        extras={"alarm_code": 0, "door_open": number % 2 == 0, "feed_override_percent": 100, "load": [0.5, 1.25]},
+        extras={
+            "alarm_code": 0,
+            "door_open": number % 2 == 0,
+            "feed_override_percent": 100,
+            "load": [0.5, 1.25],
+            "tool_wear_percent": unpack(">f", pack(">f", number / 7))[0],
+        },
     )
 
 
@@ -154,6 +161,9 @@ TAKEN = {
         extras='{"a":true,"b":null,"c":"x","d":-7,"e":0.0001,"f":-0.0,"g":[],"h":{},"i":[[1.5],{"a":{"a":0}}]}'
     ),
     "extras, 14 places before the point": frame(extras='{"a":12345678901234.0}'),
+    "extras, large": frame(extras='{"a":123456789012345.0}'),
+    "extras, 16 digits": frame(extras='{"a":0.1234567890123456}'),
+    "extras, of 32 bits": frame(extras='{"a":86.95165252685547,"b":-0.10000000149011612,"c":1234567936.5}'),
     "depth 8": frame(extras='{"a":' * 8 + "1" + "}" * 8),
     "depth 8 of arrays": frame(extras='{"a":' + "[" * 7 + "]" * 7 + "}"),
     "32 keys": frame(extras="{" + ",".join(f'"k{number}":{number}' for number in range(32)) + "}"),
@@ -234,8 +244,9 @@ LEFT = {
     "extras, zeros behind": frame(extras='{"a":1.50}'),
     "extras, zeros alone": frame(extras='{"a":0.00}'),
     "extras, small": frame(extras='{"a":0.00001}'),
-    "extras, 16 digits": frame(extras='{"a":0.1234567890123456}'),
-    "extras, large": frame(extras='{"a":123456789012345.0}'),
+    "extras, 16 digits and not the shortest": frame(extras='{"a":0.10000000000000001}'),
+    "extras, 18 digits": frame(extras='{"a":0.123456789012345678}'),
+    "extras, zero behind 15 digits": frame(extras='{"a":0.1234567890123450}'),
     "extras, -0": frame(extras='{"a":-0}'),
     "extras, leading zero": frame(extras='{"a":01}'),
     "extras, large int": frame(extras='{"a":1234567890123456789}'),
@@ -432,6 +443,13 @@ def test_any_message_gives_what_python_gives(parts: list[bytes], tail: bytes, li
 @given(numbers, numbers)
 def test_any_number_gives_what_python_gives(number: str, extra: str) -> None:
     assert_the_same(join([frame(temperature=number, active_program_line=number), frame(extras=f'{{"a":{extra}}}')]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_any_double_in_extras_gives_what_python_gives(wide: float, narrow: float) -> None:
+    texts = [repr(wide), repr(narrow), f"{wide:.17g}", f"{narrow:.16g}", f"{narrow % 1e9:.12f}"]
+    assert_the_same(join([frame(extras=f'{{"a":{text}}}') for text in texts]))
 
 
 @settings(max_examples=300, deadline=None)

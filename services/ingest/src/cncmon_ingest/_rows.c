@@ -284,11 +284,32 @@ static inline Answer take_float(Cursor *c, uint64_t *bits)
 
 static int take_object(Cursor *c, int depth);
 
+/* Whether a number of 16 or 17 digits is what a double is written as. A register of 32 bits gives such numbers. */
+static int is_shortest(const Byte *text, size_t length, const Number *n)
+{
+    double value;
+    if (n->fraction <= DIVIDED_PLACES_MAX)
+        value = n->negative ? -divide(n->mantissa, n->fraction) : divide(n->mantissa, n->fraction);
+    else if (read_carefully(text, length, &value) != MINE) {
+        PyErr_Clear();
+        return 0;
+    }
+    char *shortest = PyOS_double_to_string(value, 'r', 0, Py_DTSF_ADD_DOT_0, NULL);
+    if (!shortest) {
+        PyErr_Clear();
+        return 0;
+    }
+    int same = strlen(shortest) == length && memcmp(shortest, text, length) == 0;
+    PyMem_Free(shortest);
+    return same;
+}
+
 /* A number that is written again as it stands: a whole one, or the shortest form of a double, with neither exponent nor
  * superfluous zeros. No two decimals of up to 15 digits are the same double, so what is left is the shortest.
  */
 static int take_canonical_number(Cursor *c)
 {
+    const Byte *start = c->at;
     Number n;
     if (!take_number(c, &n) || n.scientific)
         return 0;
@@ -297,7 +318,9 @@ static int take_canonical_number(Cursor *c)
     if (c->at[-1] == '0' && n.fraction > 1)
         return 0;
     /* Well above where msgspec begins to write exponents, 0.000009; digits end well below 1e16, where it does again. */
-    return n.digits <= EXACT_DIGITS && n.fraction - n.digits <= 3;
+    if (n.digits > SHORTEST_DIGITS || n.fraction - n.digits > 3)
+        return 0;
+    return n.digits <= EXACT_DIGITS || is_shortest(start, (size_t)(c->at - start), &n);
 }
 
 /* A value that is encoded again as it stands, but for white space. */

@@ -102,6 +102,10 @@ class Feed:
                 self._check_alive()
         if self._gone:
             raise FeedError(self._gone)
+        return await self.take_arrived()
+
+    async def take_arrived(self) -> list[Msg]:
+        """Return what has arrived, at most `fetch_messages`, without waiting; may be empty."""
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.fetch_messages))]
         await self._ask()
         return taken

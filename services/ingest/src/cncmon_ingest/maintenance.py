@@ -80,11 +80,19 @@ class Maintainer:
             if time.monotonic() - cared_s >= CARE_INTERVAL_S:
                 await care(connection, self._settings)
                 cared_s = time.monotonic()
-            began_s = time.monotonic()
-            done = await rollups.catch_up(connection)
             metrics.ROLLUP_LAG.set(await connection.fetchval(_LAG))
-            interval_s = 0 if done.left else self._settings.rollup_interval_ms / 1000
-            await asyncio.sleep(max(0.01, interval_s - (time.monotonic() - began_s)))
+            await asyncio.sleep(await self._rollups(connection, rollups))
+
+    async def _rollups(self, connection: asyncpg.Connection, rollups: Rollups) -> float:
+        """Do a round, and return how long to wait for the next, in seconds."""
+        share, interval_s = self._settings.rollup_share, self._settings.rollup_interval_ms / 1000
+        if not share:
+            return interval_s
+        began_s = time.monotonic()
+        done = await rollups.catch_up(connection)
+        took_s = time.monotonic() - began_s
+        # Storing goes first: it has the same processors.
+        return max(0.01, took_s / share - took_s if done.left else interval_s - took_s)
 
 
 _LAG: Final = "SELECT count(*) FROM (SELECT FROM dirty_ranges WHERE failure IS NULL LIMIT 100000) AS waiting"

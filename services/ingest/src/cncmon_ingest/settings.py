@@ -51,6 +51,10 @@ class IngestSettings(Struct, frozen=True):
     rollup_interval_ms: Annotated[
         int, Meta(ge=100, description="Time between two rounds of computing rollups and states.")
     ] = 2000
+    rollup_share: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Part of its time that computing rollups may take while more waits; 0: it waits."),
+    ] = 0.7
     stale_after_ms: Annotated[
         int,
         Meta(

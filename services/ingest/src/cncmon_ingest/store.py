@@ -64,6 +64,8 @@ async def connect(dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX) -
                 "lock_timeout": str(LOCK_TIMEOUT_MS),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
                 "default_transaction_isolation": "read committed",
+                # Compiling the statements of a round takes a second, running them a third of one.
+                "jit": "off",
                 # A worker whose node vanished must not keep its locks for the two hours that are the system's default.
                 "tcp_keepalives_idle": "5",
                 "tcp_keepalives_interval": "5",

@@ -1,6 +1,7 @@
 """A worker: take messages, decode, commit, acknowledge. Holds while the database is away, buries what it refuses."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -26,6 +27,9 @@ samples beside a backlog of days, waits for it. Larger ones save less than 5 %.
 """
 ORPHANS_S_MAX = 5.0
 """How long what was in hand when NATS went away may take to be committed."""
+
+
+Portion = list[tuple[Msg, Decoded]]
 
 
 class Worker:
@@ -64,7 +68,7 @@ class Worker:
             while not self._stop.is_set():
                 await hold.until(self._connected)
                 if messages := await feed.take(TAKE_S):
-                    await self._handle(messages, hold)
+                    await self._handle(messages, feed, hold)
         except asyncio.CancelledError:
             await self._commit_orphans([*self._in_hand, *feed.waiting])
             raise
@@ -107,39 +111,54 @@ class Worker:
             return
         try:
             async with asyncio.timeout(ORPHANS_S_MAX):
-                todo = list(reversed(messages))
+                todo = deque(messages)
                 while todo:
-                    await self._commit([item for _, item in self._portion(todo)])
+                    await self._commit([item for _, item in await self._portion(todo)])
         except (OutageError, TimeoutError) as error:
             log.info("left to be delivered again", messages=len(messages), reason=str(error))
 
-    async def _handle(self, messages: list[Msg], hold: Hold) -> None:
-        """Commit messages in portions that fit into memory decompressed, and acknowledge each after its commit."""
-        self._in_hand = list(messages)
-        todo = list(reversed(messages))
-        while todo:
-            portion = self._portion(todo)
-            if not await self._commit_portion(portion, hold):
-                break
-            self._in_hand = list(reversed(todo))
+    async def _handle(self, messages: list[Msg], feed: Feed, hold: Hold) -> None:
+        """Commit messages in portions that fit into memory decompressed, and acknowledge each after its commit.
+
+        While the database works on one portion the next is decoded, of what came meanwhile, too: under much load
+        neither waits for the other.
+        """
+        todo = deque(messages)
+        self._in_hand = list(todo)
+        portion = await self._portion(todo)
+        while portion:
+            if not self._stop.is_set() and len(todo) < self._settings.fetch_messages // 4:
+                todo.extend(await feed.take_arrived())
+            self._in_hand = [*(message for message, _ in portion), *todo]
+            ahead = asyncio.create_task(self._portion(todo))
+            try:
+                if not await self._commit_portion(portion, hold):
+                    break
+                portion = await ahead
+            finally:
+                ahead.cancel()
         self._in_hand = []
 
-    def _portion(self, todo: list[Msg]) -> list[tuple[Msg, Decoded]]:
-        """Take messages off the end of `todo` and decode them, as many as one transaction may hold by size and days."""
-        portion: list[tuple[Msg, Decoded]] = []
+    async def _portion(self, todo: deque[Msg]) -> Portion:
+        """Take messages off `todo` and decode them, as many as one transaction may hold by size and days.
+
+        Gives way to others after each.
+        """
+        portion: Portion = []
         size = 0
         days: set[int] = set()
         while todo and size < PORTION_BYTES_MAX:
-            decoded = self._decode(todo[-1])
+            decoded = self._decode(todo[0])
             if portion and len(days | decoded.days) > DAYS_MAX:
                 break
-            message = todo.pop()
+            message = todo.popleft()
             days |= decoded.days
             size += decoded.payload_bytes
             portion.append((message, decoded))
+            await asyncio.sleep(0)
         return portion
 
-    async def _commit_portion(self, portion: list[tuple[Msg, Decoded]], hold: Hold) -> bool:
+    async def _commit_portion(self, portion: Portion, hold: Hold) -> bool:
         decoded = [item for _, item in portion]
 
         async def step() -> None:
