@@ -13,8 +13,9 @@ from nats.js.errors import NotFoundError
 
 from cncmon_core import frames, identity, names, nats_link
 from cncmon_core.identity import Identity
-from cncmon_ingest import bootstrap, dlq
+from cncmon_ingest import bootstrap, dirty, dlq
 from cncmon_ingest.leader import Leader
+from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.worker import Worker
 
@@ -31,6 +32,15 @@ async def replay_all(connection: asyncpg.Connection, settings: IngestSettings) -
     """Store again every dead letter that can be stored now; return what became of each."""
     ids = await dlq.chosen(connection, dlq.Which())
     return [one async for one in dlq.replay(connection, ids, settings)]
+
+
+async def compute_rollups(connection: asyncpg.Connection, since: datetime, until: datetime) -> None:
+    """Compute rollups and states of all samples of a time, as a maintainer would by and by."""
+    await dirty.mark_hours(connection, since, until)
+    rollups = Rollups(timedelta(seconds=15))
+    left = True
+    while left:
+        left = bool((await rollups.catch_up(connection)).left)
 
 
 @contextlib.asynccontextmanager

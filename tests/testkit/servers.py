@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import psutil
@@ -114,7 +116,31 @@ class Postgres(Server):
 
     def __init__(self, cluster: postgres.PostgresCluster, log: Path) -> None:
         super().__init__(cluster.prepare(), cluster.port, log)
+        self.folder = cluster.folder
         self.dsn = cluster.dsn.rsplit("/", 1)[0] + "/postgres"
+
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+        return self.folder / "data"
+
+    def back_up(self) -> Path:
+        """Stop the server, copy its disk, and start it again; return the copy."""
+        copy = self.folder / "backup"
+        self.stop()
+        self._copy(self.data, copy)
+        self.start()
+        return copy
+
+    def restore(self, backup: Path) -> None:
+        """Put a copy of the disk in the place of the disk, and start the server on it; it must not run."""
+        shutil.rmtree(self.data)
+        self._copy(backup, self.data)
+        self.start()
+
+    def _copy(self, source: Path, target: Path) -> None:
+        # With owners, which Python's copytree leaves out.
+        subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
     def _wait(self) -> None:
         super()._wait()
@@ -132,6 +158,79 @@ class Postgres(Server):
     async def _ask(self) -> None:
         connection = await asyncpg.connect(self.dsn, timeout=5)
         await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def running_replica(primary: Postgres) -> AsyncIterator["Replica"]:
+    """Run a streaming replica of a server that runs."""
+    with tempfile.TemporaryDirectory(prefix="cncmon-replica-") as name:
+        folder = Path(name)
+        shutil.chown(folder, *_owner_of(primary.data))
+        replica = await asyncio.to_thread(Replica, primary, folder)
+        await asyncio.to_thread(replica.start)
+        try:
+            yield replica
+        finally:
+            await asyncio.to_thread(replica.stop)
+
+
+def _owner_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid
+
+
+class Replica(Postgres):
+    """A streaming replica; `cut_off` it, `promote` it."""
+
+    def __init__(self, primary: Postgres, folder: Path) -> None:
+        target = urlsplit(primary.dsn)
+        programs = Path(primary.command.argv[0]).parent
+        uid, gid = _owner_of(primary.data) if os.geteuid() == 0 else (None, None)
+        subprocess.run(
+            [
+                *(str(programs / "pg_basebackup"), "-D", str(folder / "data"), "-X", "stream", "-c", "fast"),
+                *("-h", "127.0.0.1", "-p", str(target.port), "-U", str(target.username)),
+            ],
+            env={"PGPASSWORD": str(target.password), "PATH": os.environ["PATH"]},
+            user=uid,
+            group=gid,
+            extra_groups=None if uid is None else [],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        (folder / "data" / "standby.signal").touch()
+        shutil.copy(primary.folder / "password", folder)
+        link = f"host=127.0.0.1 port={target.port} user={target.username} password={target.password}"
+        cluster = postgres.PostgresCluster(folder, free_port(), {"primary_conninfo": f"'{link}'"}, programs)
+        super().__init__(cluster, folder / "postgres.log")
+
+    async def caught_up(self, primary: Postgres) -> None:
+        """Wait until it has all that the primary has now."""
+        theirs = await asyncpg.connect(primary.dsn)
+        ours = await asyncpg.connect(self.dsn)
+        wanted = await theirs.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+        async with asyncio.timeout(START_S_MAX):
+            while not await ours.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", wanted):
+                await asyncio.sleep(0.02)
+        await theirs.close()
+        await ours.close()
+
+    async def cut_off(self) -> None:
+        """Receive nothing of the primary any more."""
+        ours = await asyncpg.connect(self.dsn)
+        await ours.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        await ours.execute("SELECT pg_reload_conf()")
+        async with asyncio.timeout(START_S_MAX):
+            while await ours.fetchval("SELECT count(*) FROM pg_stat_wal_receiver"):
+                await asyncio.sleep(0.02)
+        await ours.close()
+
+    async def promote(self) -> None:
+        """Take over as primary."""
+        ours = await asyncpg.connect(self.dsn)
+        assert await ours.fetchval("SELECT pg_promote(true, 30)")
+        await ours.close()
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from cncmon_api import series
-from cncmon_ingest import dirty
-from cncmon_ingest.rollups import Rollups
+from testkit.ingest import compute_rollups
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 T0 = NOW.replace(hour=0, minute=0, second=0) - timedelta(days=40)
@@ -39,10 +38,7 @@ async def fill(store: Any, days: int = 40) -> None:
 
 
 async def compute(store: Any) -> None:
-    await dirty.mark_hours(store.connection, T0 - DAY, NOW + DAY)
-    rollups = Rollups(timedelta(seconds=15))
-    while (await rollups.catch_up(store.connection)).left:
-        pass
+    await compute_rollups(store.connection, T0 - DAY, NOW + DAY)
 
 
 def rfc3339(moment: datetime) -> str:

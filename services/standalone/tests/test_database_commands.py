@@ -91,6 +91,12 @@ async def test_reconcile_of_one_edge_and_with_a_replay(dsn: str, connection: asy
     assert await connection.fetchval("SELECT count(*) FROM sensor_data") == 1
 
 
+def test_reading_the_stream_again_needs_somebody_who_does_it(dsn: str) -> None:
+    done = cncmon("reconcile", "--dsn", dsn, "--reread")
+    assert done.returncode == 1
+    assert "no ingest worker has begun to read the stream again within 15 s: is one running?" in done.stderr
+
+
 async def test_size_is_of_all_tables_and_of_a_million_samples(dsn: str, connection: asyncpg.Connection) -> None:
     began = datetime.now(UTC) - timedelta(seconds=1000)
     rows = [(began + timedelta(seconds=second), "m1", float(second)) for second in range(1001)]

@@ -15,6 +15,8 @@ LONG = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 SEED = int(os.environ.get("CNCMON_ROBUSTNESS_SEED", "1"))
 WALKS = 6_000 if LONG else 600
 STEPS = 60
+FOUND_BEFORE = [129140683000074]
+"""Walks with bad pages that found something once."""
 Step = Callable[[World, Random], object]
 
 
@@ -84,7 +86,8 @@ WEIGHTS: list[tuple[int, Step]] = [
 def test_the_log_is_as_its_model_on_a_long_walk(bad_pages: bool) -> None:
     weights = [*WEIGHTS, (1, lambda world, _random: world.break_page())] if bad_pages else WEIGHTS
     steps = [step for _, step in weights]
-    for walk in range(SEED * 1_000_000, SEED * 1_000_000 + WALKS // 2):
+    fresh = range(SEED * 1_000_000, SEED * 1_000_000 + WALKS // 2)
+    for walk in [*(FOUND_BEFORE if bad_pages else ()), *fresh]:
         print(f"walk {walk}")
         random, world = Random(walk), World(walk)
         for step in random.choices(steps, [weight for weight, _ in weights], k=STEPS):

@@ -104,11 +104,12 @@ class Plant:
         start: bool = True,
         agent: dict[str, Any] | None = None,
         ingest: dict[str, Any] | None = None,
+        ingest_environ: dict[str, str] | None = None,
     ) -> AsyncIterator[None]:
         """Run everything until the block ends; then stop the agents and wait until what they promised has arrived.
 
         edges: how many have machines. agents: whether each has an agent as a process; start: whether it is started.
-        network: where those run. agent, ingest: settings of theirs.
+        network: where those run. agent, ingest: settings of theirs; ingest_environ: and what else its process finds.
         """
         self.ingest_settings = ingest_settings(self.dsn, **(ingest or {}))
         await self.bootstrap()
@@ -117,7 +118,7 @@ class Plant:
             self._proxy = await stack.enter_async_context(
                 running_proxy(target, network.nats_host if network else LOCAL)
             )
-            self._ingest = IngestProcess(self.folder, self.url, self.ingest_settings)
+            self._ingest = IngestProcess(self.folder, self.url, self.ingest_settings, environ=ingest_environ)
             stack.push_async_callback(self._ingest.stop)
             self._ingest.start()
             self.machines = await stack.enter_async_context(

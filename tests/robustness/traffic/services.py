@@ -76,9 +76,16 @@ class AgentProcess(Child):
 class IngestProcess(Child):
     """An ingest worker, which leads as well."""
 
-    def __init__(self, folder: Path, nats_url: str, settings: IngestSettings, name: str = "ingest") -> None:
-        environ = environ_of("INGEST", settings) | environ_of("NATS", link_settings(nats_url))
-        super().__init__(name, folder, ["-m", "cncmon_ingest.main", "run"], environ)
+    def __init__(
+        self,
+        folder: Path,
+        nats_url: str,
+        settings: IngestSettings,
+        name: str = "ingest",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        theirs = environ_of("INGEST", settings) | environ_of("NATS", link_settings(nats_url)) | dict(environ or {})
+        super().__init__(name, folder, ["-m", "cncmon_ingest.main", "run"], theirs)
 
 
 def ingest_settings(dsn: str, **changes: Any) -> IngestSettings:

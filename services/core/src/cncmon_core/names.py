@@ -10,10 +10,14 @@ SUBJECT_PREFIX = "CNC_DATA"
 SUBJECT_ALL = "CNC_DATA.>"
 EVENTS_SUFFIX = "events"
 DURABLE = "PROCESSOR"
+DURABLE_REREAD = "REREAD_"
+"""And the generation: the consumer that reads the stream again after the database went back."""
 
 KV_STATUS = "edge_status"
 KV_CONFIG = "edge_config"
 KV_WATERMARK = "edge_watermark"
+KV_DATABASE_KEY = "database"
+"""In that bucket, beside the edges': what the database was last. Without a dot, so no edge's key."""
 
 NAME_CHARS_MAX = 63
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"

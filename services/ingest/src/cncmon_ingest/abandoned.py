@@ -17,6 +17,7 @@ from cncmon_ingest import gaps
 log = logs.get(__name__)
 
 REASON: Final = "epoch_abandoned"
+REASON_WENT_BACK: Final = "database_went_back"
 
 # Epochs with batches above a hole that no heartbeat ever listed: their edge died before its first one. Counted from
 # now on, and only where the edge's heartbeats list epochs at all.
@@ -32,6 +33,11 @@ SELECT w.epoch, w.site, w.edge, '', 0, 0, greatest(now(), edges.received)
 FROM found JOIN watermarks w USING (epoch) JOIN edges USING (site, edge)
 WHERE jsonb_typeof(edges.document -> 'epochs') = 'array'
 ON CONFLICT DO NOTHING
+"""
+
+_FREED = """
+SELECT e.epoch, e.site, e.edge, e.freed_seq FROM edge_epochs e LEFT JOIN watermarks w USING (epoch)
+WHERE NOT e.settled AND e.freed_seq > coalesce(w.seq, 0)
 """
 
 _UNLISTED = """
@@ -68,6 +74,25 @@ class Abandoned:
             if origin is not None:
                 origins.add(origin)
         return origins
+
+
+async def enter_freed(connection: asyncpg.Connection) -> set[Origin]:
+    """Enter as gaps what edges have freed and the database does not have; return the edges concerned.
+
+    An edge frees what the database has told it to have. What is missing of that after the stream was read again (rule
+    D3) was lost by a database that went back, and no edge or stream has it any more.
+    """
+    origins = set()
+    for row in await connection.fetch(_FREED):
+        origin = Origin(row["site"], row["edge"])
+        async with connection.transaction():
+            await gaps.lock(connection)
+            gap = Gap(row["epoch"], 1, min(row["freed_seq"], SEQ_MAX), REASON_WENT_BACK, None, 0)
+            batches = await gaps.declare(connection, gap, origin)
+        if batches:
+            log.warning("the database lost batches for good", epoch=row["epoch"], **origin._asdict(), batches=batches)
+            origins.add(origin)
+    return origins
 
 
 async def abandon(connection: asyncpg.Connection, epoch: int) -> Origin | None:

@@ -71,7 +71,8 @@ async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> No
         durable_name=names.DURABLE,
         ack_policy=api.AckPolicy.EXPLICIT,
         ack_wait=settings.ack_wait_ms / 1000,
-        max_deliver=settings.max_deliver,
+        # What is delivered often is tried alone (`suspects`); a limit here would leave it undelivered for ever.
+        max_deliver=-1,
         max_ack_pending=ACK_PENDING_PER_WORKER * settings.workers_max * settings.fetch_messages,
         deliver_policy=api.DeliverPolicy.ALL,
     )
@@ -87,7 +88,7 @@ async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> No
             # ledger drops.
             log.warning("consumer is ahead of its stream, making it again", delivered=delivered, last_seq=last_seq)
             await js.delete_consumer(names.STREAM, names.DURABLE)
-        elif info.config and not _differences(wanted, info.config):
+        elif info.config and not _differences(wanted, info.config) and info.config.max_deliver == -1:
             return
     await js.add_consumer(names.STREAM, wanted)
     log.info("consumer made or updated", consumer=names.DURABLE)

@@ -138,6 +138,15 @@ def _uncompressed(incoming: Incoming) -> bytes:
     return frames.decompress(incoming.data)
 
 
+def buried(incoming: Incoming, reason: str, detail: str) -> Decoded:
+    """Return a message as a dead letter, without a look at its bytes."""
+    try:
+        known = identity_of(incoming.headers)
+    except IdentityError:
+        known = None
+    return _buried(incoming, names.origin_of(incoming.subject), known, MessageError(reason, detail))
+
+
 def _buried(incoming: Incoming, origin: Origin, known: Identity | None, error: RejectedError) -> Decoded:
     sha256 = known.sha256 if known else identity.digest(incoming.data)
     decoded = Decoded(incoming, origin, known, bytes.fromhex(sha256))

@@ -33,11 +33,12 @@ _GONE = ("consumer deleted", "consumer is push based", "no responders")
 
 
 class Feed:
-    """Messages of durable `PROCESSOR`. Use inside a NATS session; `take` raises FeedError when the session must end."""
+    """Messages of a durable of the stream, inside a NATS session; `take` raises FeedError when that must end."""
 
-    def __init__(self, client: Client, settings: IngestSettings) -> None:
+    def __init__(self, client: Client, settings: IngestSettings, durable: str = names.DURABLE) -> None:
         self._client = client
         self._settings = settings
+        self._durable = durable
         self._queue: deque[Msg] = deque()
         self._arrived = asyncio.Event()
         self._missing = 0
@@ -127,7 +128,7 @@ class Feed:
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
         await self._client.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{names.STREAM}.{names.DURABLE}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{names.STREAM}.{self._durable}",
             msgspec.json.encode(request),
             reply=f"{self._inbox}.{self._request}",
         )
@@ -154,4 +155,4 @@ class Feed:
         self._pause_s = REFUSED_PAUSE_S if refused else 0.0
         self._missing = 0
         if status == "503" or any(word in said.lower() for word in _GONE):
-            self._gone = f"the consumer {names.DURABLE} of stream {names.STREAM} is gone: {status} {said}"
+            self._gone = f"the consumer {self._durable} of stream {names.STREAM} is gone: {status} {said}"

@@ -25,10 +25,18 @@ Step = Callable[[], Awaitable[None]]
 class Hold:
     """Runs steps until they succeed, and keeps messages from being delivered again meanwhile."""
 
-    def __init__(self, js: JetStreamContext, feed: Feed, settings: IngestSettings, stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        js: JetStreamContext,
+        feed: Feed,
+        settings: IngestSettings,
+        stop: asyncio.Event,
+        durable: str = names.DURABLE,
+    ) -> None:
         self._js = js
         self._feed = feed
         self._settings = settings
+        self._durable = durable
         self._stop = stop
         self._tick_s = settings.ack_wait_ms / 3000
         self._ticked_s = 0.0
@@ -61,7 +69,7 @@ class Hold:
         # Without this the server would go on sending here, even what this worker gives back.
         held += await self._feed.close()
         backoff = Backoff(0.1, min(self._settings.hold_retry_ms_max / 1000, self._tick_s))
-        others = _Progress(self._js, self._tick_s)
+        others = _Progress(self._js, self._durable, self._tick_s)
         while not await self._stopped_within(backoff.next_s()):
             try:
                 await step()
@@ -108,8 +116,9 @@ class _Progress:
     A worker that has not noticed the outage yet may be delivered something once; so it must go on for several looks.
     """
 
-    def __init__(self, js: JetStreamContext, every_s: float) -> None:
+    def __init__(self, js: JetStreamContext, durable: str, every_s: float) -> None:
         self._js = js
+        self._durable = durable
         self._every_s = every_s
         self._last: int | None = None
         self._grown = 0
@@ -121,7 +130,7 @@ class _Progress:
             return False
         self._look_at_s = loop.time() + self._every_s
         try:
-            info = await self._js.consumer_info(names.STREAM, names.DURABLE)
+            info = await self._js.consumer_info(names.STREAM, self._durable)
         except (nats.errors.Error, TimeoutError):
             # A lost connection ends the session by itself; anything less is no reason to let go of the messages.
             return False

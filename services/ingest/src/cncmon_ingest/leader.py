@@ -22,11 +22,13 @@ from cncmon_core import logs, names
 from cncmon_core.names import Origin
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
 from cncmon_ingest import metrics
-from cncmon_ingest.abandoned import Abandoned
+from cncmon_ingest.abandoned import Abandoned, enter_freed
 from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.edges import Edges
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.generation import Generation
+from cncmon_ingest.reread import Reread, span_of
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import connect
 
@@ -34,6 +36,9 @@ log = logs.get(__name__)
 
 LOCK_KEY = 0x636E636D02
 """Advisory lock of the leader: "cncm" and 2."""
+
+MIRROR_MS = 1000
+"""Between two looks at whether KV still says what the database is."""
 
 IDLE_MS_MAX = 30_000
 """The database ends a leader's session that has said nothing for so long."""
@@ -88,8 +93,9 @@ class Leader:
                 continue
             try:
                 await self._with(connection, client)
-            except* DATABASE_ERRORS as errors:
-                log.info("leadership ended", reason=str(translate(errors.exceptions[0])))
+            except* (*DATABASE_ERRORS, OutageError) as errors:
+                first = errors.exceptions[0]
+                log.info("leadership ended", reason=str(first if isinstance(first, OutageError) else translate(first)))
             finally:
                 metrics.LEADER.set(0)
                 metrics.EDGE_CLONES.clear()
@@ -105,25 +111,47 @@ class Leader:
         log.info("leading: this worker computes the watermarks")
         js = client.jetstream(timeout=10)
         edges = Edges()
+        bucket = await js.key_value(names.KV_WATERMARK)
+        generation = Generation(connection, js, bucket)
+        # Before anything is told or purged: the database may not be what it was.
+        await generation.settle()
         async with asyncio.TaskGroup() as group:
             group.create_task(edges.listen(js))
-            await self._lead(connection, js, edges)
+            rereading = _Rereading(self._settings, connection, client, group)
+            await rereading.begin()
+            await self._lead(connection, js, edges, generation, rereading)
 
-    async def _lead(self, connection: asyncpg.Connection, js: JetStreamContext, edges: Edges) -> Never:
+    async def _lead(
+        self,
+        connection: asyncpg.Connection,
+        js: JetStreamContext,
+        edges: Edges,
+        generation: Generation,
+        rereading: "_Rereading",
+    ) -> Never:
         teller = _Teller(connection, await js.key_value(names.KV_WATERMARK))
         self._stream_created = await _created(js)
         settings = self._settings
         sweeps, writes = _Interval(settings.sweep_interval_ms), _Interval(settings.edges_interval_ms)
+        mirrors = _Interval(MIRROR_MS)
         abandoned = Abandoned(settings.abandon_grace_s)
         while True:
             # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
-            place = await _place(js, self._stream_created)
+            place = await rereading.place(js, await _place(js, self._stream_created))
             changed = await advance(connection)
             now_s = time.monotonic()
             if writes.due(now_s):
                 await edges.write(connection, now_s)
+            if mirrors.due(now_s):
+                await generation.mirror()
             if sweeps.due(now_s):
+                await generation.write_floor(*place)
+                if await generation.begin_if_asked():
+                    await rereading.begin()
+                    continue
                 changed |= await self._sweep(connection, js, place, abandoned)
+                if not rereading.under_way:
+                    changed |= await enter_freed(connection)
                 teller.forget()
             await teller.tell(changed, place)
             await asyncio.sleep(settings.leader_interval_ms / 1000)
@@ -133,15 +161,56 @@ class Leader:
     ) -> set[Origin]:
         """Do what need not be done in every round; return the edges whose documents are to be looked at again."""
         stream = await js.stream_info(names.STREAM)
-        await connection.execute("UPDATE delivery SET stream_created = $1, committed_floor = $2", *place)
         # Header-less messages that the stream no longer holds can't be delivered again.
         await connection.execute(
             "DELETE FROM ledger_unidentified WHERE stream = $1 AND (stream_seq < $2 OR stream_created <> $3)",
             *(names.STREAM, stream.state.first_seq, place.stream_created),
         )
+        await connection.execute(
+            "DELETE FROM suspects WHERE stream_seq < $1 OR stream_created <> $2",
+            *(stream.state.first_seq, place.stream_created),
+        )
         await care_for_stream(js, self._settings, place.floor)
         await abandoned.look(connection, stream.state.last_seq, place.floor)
         return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
+
+
+class _Rereading:
+    """The stream read again, where this generation has to: a task beside the leader's rounds."""
+
+    def __init__(
+        self, settings: IngestSettings, connection: asyncpg.Connection, client: Client, group: asyncio.TaskGroup
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._client = client
+        self._group = group
+        self._reread: Reread | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is not done yet."""
+        return self._reread is not None
+
+    async def begin(self) -> None:
+        """Read what is to be read again now, instead of what was read again until now."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        span = await span_of(self._connection)
+        self._reread = Reread(self._settings, span) if span else None
+        self._task = self._group.create_task(self._reread.run(self._client)) if self._reread else None
+
+    async def place(self, js: JetStreamContext, live: _Place) -> _Place:
+        """Return up to where everything is in the database: what the live flow passed in a past life may be missing."""
+        if self._reread is None:
+            return live
+        floor = await self._reread.floor(js)
+        if await self._reread.end_if_done(self._connection, js, floor):
+            self._reread = None
+            return live
+        return live._replace(floor=min(live.floor, floor))
 
 
 async def _created(js: JetStreamContext) -> datetime:

@@ -9,6 +9,9 @@ GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
 )
 HEARTBEATS_BAD = Counter("cncmon_ingest_heartbeats_bad", "Heartbeats that could not be used.")
+GENERATIONS = Counter("cncmon_ingest_generations", "Times that the database went back and a new generation began.")
+REREAD_PENDING = Gauge("cncmon_ingest_reread_pending_messages", "Messages of the stream that are to be read again.")
+SUSPECTS = Counter("cncmon_ingest_suspects", "Messages tried alone, by what became of them.", ["outcome"])
 EDGE_CLONES = Gauge("cncmon_ingest_edge_clones", "Processes under one edge's name, where several.", ["site", "edge"])
 COMMIT_SECONDS = Histogram(
     "cncmon_ingest_commit_seconds",

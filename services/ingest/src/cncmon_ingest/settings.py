@@ -20,7 +20,12 @@ class IngestSettings(Struct, frozen=True):
         int, Meta(ge=1, description="Most workers side by side; max_ack_pending is 4 × this × fetch_messages.")
     ] = 16
     ack_wait_ms: Annotated[int, Meta(ge=1000, description="Redelivered when not acknowledged for so long.")] = 30_000
-    max_deliver: Annotated[int, Meta(ge=1, description="Deliveries of one message at most.")] = 3
+    max_deliver: Annotated[
+        int, Meta(ge=1, description="Delivered more often, a message is tried alone, in a process of its own.")
+    ] = 3
+    suspect_ms_max: Annotated[
+        int, Meta(ge=1000, description="A message tried alone is a dead letter after so long without an answer.")
+    ] = 60_000
     stream_bytes_max: Annotated[int, Meta(ge=1 << 20, description="max_bytes of CNC_DATA.")] = 2 << 30
     stream_messages_max: Annotated[int, Meta(ge=1000, description="max_msgs of CNC_DATA.")] = 1_000_000
     stream_age_s_max: Annotated[int, Meta(ge=60, description="max_age of CNC_DATA.")] = 24 * 3600

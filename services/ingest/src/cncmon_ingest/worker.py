@@ -11,12 +11,14 @@ from nats.aio.msg import Msg
 from cncmon_core import logs, names
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import commit
-from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode, headers_of
+from cncmon_ingest.decode import DAYS_MAX, Decoded, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.feed import Feed
+from cncmon_ingest.generation import Life, Watch
 from cncmon_ingest.hold import Hold
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store, connect
+from cncmon_ingest.suspects import Suspects, incoming_of
 
 log = logs.get(__name__)
 
@@ -33,11 +35,15 @@ Portion = list[tuple[Msg, Decoded]]
 
 
 class Worker:
-    """Consumes the shared durable. `session` runs once for each NATS connection."""
+    """Consumes the shared durable, or one of its own. `session` runs once for each NATS connection."""
 
-    def __init__(self, settings: IngestSettings, stop: asyncio.Event) -> None:
+    def __init__(self, settings: IngestSettings, stop: asyncio.Event, durable: str = names.DURABLE) -> None:
         self._settings = settings
         self._stop = stop
+        self._durable = durable
+        self._watch: Watch | None = None
+        self._life: Life | None = None
+        self._suspects: Suspects | None = None
         self._store: Store | None = None
         self._stream_created = datetime.min.replace(tzinfo=UTC)
         self._offset = timedelta(0)
@@ -58,14 +64,20 @@ class Worker:
         if created != self._stream_created:
             self._stream_created = created
             await self._drop_store()
-        feed = Feed(client, self._settings)
+        self._watch = Watch(client)
+        await self._watch.open()
+        self._suspects = Suspects(self._settings, created, self._watch)
+        feed = Feed(client, self._settings, self._durable)
         await feed.open()
-        hold = Hold(js, feed, self._settings, self._stop)
+        hold = Hold(js, feed, self._settings, self._stop, self._durable)
         self._in_hand = []
         left: list[Msg] = []
         waking = asyncio.create_task(self._wake_at_stop(feed))
+        settling = asyncio.create_task(self._suspects.run())
         try:
             while not self._stop.is_set():
+                if settling.done():
+                    settling.result()
                 await hold.until(self._connected)
                 if messages := await feed.take(TAKE_S):
                     await self._handle(messages, feed, hold)
@@ -74,7 +86,9 @@ class Worker:
             raise
         finally:
             waking.cancel()
+            settling.cancel()
             await self._drop_store()
+            await asyncio.wait([settling])
             left = await feed.close()
         # Stopped in order: others can have at once what was not begun.
         for message in left:
@@ -90,9 +104,12 @@ class Worker:
         if self._store is not None and self._store.usable:
             return
         try:
-            self._store = Store(await connect(self._settings.database_dsn), self._stream_created)
+            connection = await connect(self._settings.database_dsn)
+            self._store = Store(connection, self._stream_created)
+            self._life = await self._watch.admit(connection) if self._watch else None
             self._offset = await self._store.clock_offset()
         except OutageError as error:
+            await self._drop_store()
             self._problem = f"database: {error}"
             raise
         self._problem = None
@@ -123,12 +140,12 @@ class Worker:
         While the database works on one portion the next is decoded, of what came meanwhile, too: under much load
         neither waits for the other.
         """
-        todo = deque(messages)
+        todo = deque(await self._unsuspected(messages))
         self._in_hand = list(todo)
         portion = await self._portion(todo)
         while portion:
             if not self._stop.is_set() and len(todo) < self._settings.fetch_messages // 4:
-                todo.extend(await feed.take_arrived())
+                todo.extend(await self._unsuspected(await feed.take_arrived()))
             self._in_hand = [*(message for message, _ in portion), *todo]
             ahead = asyncio.create_task(self._portion(todo))
             try:
@@ -138,6 +155,18 @@ class Worker:
             finally:
                 ahead.cancel()
         self._in_hand = []
+
+    async def _unsuspected(self, messages: list[Msg]) -> list[Msg]:
+        """Return the messages that are taken in the usual way; the others are tried alone, beside it."""
+        if self._suspects is None:
+            raise AssertionError("they are made before messages are taken")
+        usual = []
+        for message in messages:
+            if self._suspects.suspects(message):
+                await self._suspects.add(message)
+            else:
+                usual.append(message)
+        return usual
 
     async def _portion(self, todo: deque[Msg]) -> Portion:
         """Take messages off `todo` and decode them, as many as one transaction may hold by size and days.
@@ -163,6 +192,7 @@ class Worker:
 
         async def step() -> None:
             await self._commit(decoded)
+            await self._check_life()
 
         if not await hold.until(step, self._in_hand):
             return False
@@ -171,15 +201,19 @@ class Worker:
             await (message.term() if item.whole_dead else message.ack())
         return True
 
+    async def _check_life(self) -> None:
+        """Raise OutageError where the database went back meanwhile: it may lack what was committed just now."""
+        if self._watch is None or self._life is None:
+            return
+        try:
+            await self._watch.may_acknowledge(self._life)
+        except OutageError as error:
+            self._problem = f"database: {error}"
+            await self._drop_store()
+            raise
+
     def _decode(self, message: Msg) -> Decoded:
-        metadata = message.metadata
-        incoming = Incoming(
-            subject=message.subject,
-            headers=headers_of(message.headers),
-            data=message.data,
-            stream_seq=metadata.sequence.stream,
-            stored_at=metadata.timestamp,
-        )
+        incoming = incoming_of(message)
         # A worker with a slow clock must not refuse a plant: the latest of the clocks that others keep counts.
         now = max(incoming.stored_at, datetime.now(UTC) + self._offset)
         return decode(incoming, Limits.at(now, self._settings.future_s_max, self._settings.retention_days))

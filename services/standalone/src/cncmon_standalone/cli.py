@@ -362,6 +362,9 @@ def reconcile(
     replay: Annotated[
         bool, typer.Option("--replay", help="First store dead letters again that can be stored now.")
     ] = False,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="First have all that the stream holds read again; takes half a minute.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check for every epoch of every edge that stored + dead + gaps = accepted, in batches and samples.
@@ -370,7 +373,9 @@ def reconcile(
     """
     from cncmon_standalone import reconciling as command
 
-    raise typer.Exit(_run(command.run(data, dsn=dsn, edge=_edge_of(edge), replay=replay, as_json=as_json)))
+    raise typer.Exit(
+        _run(command.run(data, dsn=dsn, edge=_edge_of(edge), replay=replay, reread=reread, as_json=as_json))
+    )
 
 
 @db.command("size", short_help="What the tables take, and will in a year.")

@@ -1,10 +1,13 @@
 """`cncmon reconcile`: whether stored + dead + gaps = accepted, for every epoch of every edge."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import asyncpg
 import msgspec
 from rich.markup import escape
 from rich.table import Table
@@ -14,15 +17,36 @@ from cncmon_ingest.reconcile import Account, Books, reconcile
 from cncmon_ingest.settings import IngestSettings
 from cncmon_standalone import console
 from cncmon_standalone.database import connected
+from cncmon_standalone.errors import StandaloneError
+
+# Up to 99 until it has ended: what others acknowledge meanwhile is looked at for a while.
+_REREAD = """
+SELECT generation, reread_ended IS NOT NULL AS ended,
+       least(99, greatest(0, 100 * (committed_floor - reread_from + 1) / greatest(1, reread_to - reread_from + 1)))::int
+           AS percent
+FROM delivery
+"""
 
 
-async def run(data: Path | None, *, dsn: str | None, edge: tuple[str, str] | None, replay: bool, as_json: bool) -> int:
+HEARD_S_MAX: Final = 15.0
+"""A leader that is there notices within a round of its care for the stream."""
+
+
+async def run(
+    data: Path | None,
+    *,
+    dsn: str | None,
+    edge: tuple[str, str] | None,
+    replay: bool,
+    reread: bool,
+    as_json: bool,
+) -> int:
     """Print the books of all edges or of one; return the exit status: 1 where they don't balance.
 
-    replay: store dead letters again first, where that can be done now.
+    replay: store dead letters again first, where that can be done now. reread: have ingest read the stream again first.
 
     Raises:
-        StandaloneError: nothing runs, or the database does not answer or has other tables.
+        StandaloneError: nothing runs, the database does not answer or has other tables, or no ingest worker leads.
     """
     settings = IngestSettings(database_dsn="unused")
     async with connected(data, dsn) as connection:
@@ -31,12 +55,37 @@ async def run(data: Path | None, *, dsn: str | None, edge: tuple[str, str] | Non
             with console.bar("Storing again", len(ids)) as advance:
                 async for _ in dlq.replay(connection, ids, settings):
                     advance()
+        if reread:
+            await _reread(connection)
         books = await reconcile(connection, timedelta(seconds=settings.abandon_grace_s), edge)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(books)).decode())
     else:
         _print(console.for_people(), books)
     return 0 if books.balanced else 1
+
+
+async def _reread(connection: asyncpg.Connection) -> None:
+    before = await connection.fetchval("UPDATE delivery SET reread_asked = true RETURNING generation")
+    with console.bar("Reading the stream again", 100) as advance:
+        done = 0
+        deadline_s = time.monotonic() + HEARD_S_MAX
+        while True:
+            row = await connection.fetchrow(_REREAD)
+            if row is None:
+                raise AssertionError("the table delivery always has its row")
+            if row["generation"] > before:
+                if row["ended"]:
+                    advance(100 - done)
+                    return
+                advance(row["percent"] - done)
+                done = row["percent"]
+            elif time.monotonic() > deadline_s:
+                raise StandaloneError(
+                    f"no ingest worker has begun to read the stream again within {HEARD_S_MAX:.0f} s: is one running? "
+                    "It will as soon as one does"
+                )
+            await asyncio.sleep(0.2)
 
 
 def _print(out: Any, books: Books) -> None:

@@ -11,6 +11,7 @@ from cncmon_agent.batch import Batch
 from cncmon_agent.buffer import Stats, record
 from cncmon_agent.buffer import footer as footers
 from cncmon_agent.buffer.appender import Appender
+from cncmon_agent.buffer.footer import Index
 from cncmon_agent.buffer.quarantine import Quarantine
 from cncmon_agent.buffer.reading import PASSING, Readers
 from cncmon_agent.buffer.segment import Segment
@@ -80,14 +81,16 @@ class SegmentLog:
             return None
         try:
             fd = self._readers.fd_of(segment)
-            entry = self._readers.index_of(segment)[seq - segment.first]
+            entry = self._index_of(segment)[seq - segment.first]
         except OSError as error:
             self._store.counters.read_errors += 1
             if error.errno not in PASSING:
                 self._lose(segment)
             return None
+        if not entry:
+            return None
         try:
-            batch = segment.read(self._store.disk, fd, seq, entry) if entry else None
+            batch = segment.read(self._store.disk, fd, seq, entry)
         except OSError:
             self._store.counters.read_errors += 1
         if batch is None:
@@ -219,11 +222,36 @@ class SegmentLog:
             found.append(segment)
         return found
 
+    def _index_of(self, segment: Segment) -> Index:
+        """Return the index of a segment. Raises OSError.
+
+        Where it had to be made anew from the records, since the footer is damaged by now, those that can't be read any
+        more are not in it: how many samples each had is known no more, how many all of them had is.
+        """
+        if segment.index is not None:
+            return segment.index
+        index = self._readers.index_of(segment)
+        if 0 in index:
+            held = [seq for seq in range(max(self._head, segment.first), segment.last + 1) if segment.is_held(seq)]
+            entries = [index[seq - segment.first] for seq in held]
+            by_all = segment.batches, segment.samples, segment.bytes
+            segment.batches = len(held)
+            segment.samples = sum(footers.samples(entry) for entry in entries)
+            segment.bytes = sum(footers.batch_bytes(entry) for entry in entries)
+            lost = by_all[0] - segment.batches
+            if lost:
+                self._store.counters.quarantined_records += lost
+                self._count_out(lost, by_all[1] - segment.samples, by_all[2] - segment.bytes)
+                for seq in range(max(self._head, segment.first), segment.last + 1):
+                    if index[seq - segment.first] == 0:
+                        ranges.add(segment.bad, seq, seq)
+                self._settle()
+        return index
+
     def _damaged(self, segment: Segment, seq: int, entry: int) -> None:
         self._store.counters.quarantined_records += 1
-        if entry:
-            longest = record.FIXED_BYTES + record.SOURCE.size + footers.data_bytes(entry)
-            self._quarantine.copy(segment.path, footers.place(entry), longest, self.epoch, seq)
+        longest = record.FIXED_BYTES + record.SOURCE.size + footers.data_bytes(entry)
+        self._quarantine.copy(segment.path, footers.place(entry), longest, self.epoch, seq)
         ranges.add(segment.bad, seq, seq)
         segment.give_up(entry)
         self._count_out(1, footers.samples(entry), footers.batch_bytes(entry))
@@ -260,7 +288,7 @@ class SegmentLog:
     def _give_up_part(self, segment: Segment, first: int, last: int) -> bool:
         """Give up some seqs of a segment; False (and nothing changed) when the file can't be opened just now."""
         try:
-            index = self._readers.index_of(segment)
+            index = self._index_of(segment)
         except OSError as error:
             self._store.counters.read_errors += 1
             if error.errno in PASSING:
