@@ -57,10 +57,27 @@ def is_publish(message: bytes, subject_prefix: str) -> bool:
     return message.startswith((b"PUB %s" % subject_prefix.encode(), b"HPUB %s" % subject_prefix.encode()))
 
 
+_STORED: Final = re.compile(rb"^H?MSG [^\r]*? \$JS\.ACK\.[^\r]*?\.(\d{19})\.\d+(?: [^\r]*)?\r\n")
+
+
+def shifted(message: bytes, seconds: int) -> bytes:
+    """Return a message of a stream as if the server that stored it had a clock so many seconds ahead.
+
+    When it was stored stands in the subject to acknowledge it under, as Unix ns
+    (https://docs.nats.io/reference/reference-protocols/nats_api_reference, "Acknowledging Messages").
+    """
+    found = _STORED.match(message)
+    if found is None:
+        return message
+    start, end = found.span(1)
+    return message[:start] + b"%d" % (int(found[1]) + seconds * 1_000_000_000) + message[end:]
+
+
 class Proxy:
     """Listens on `port` and passes everything on to `target`, as long as it is allowed to.
 
-    connections: how many were accepted. swallowed: how many acknowledgements never arrived.
+    connections: how many were accepted. swallowed: how many acknowledgements never arrived. clock_s: by how much the
+    server's clock is ahead, as those see it who read messages through this.
     """
 
     def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
@@ -75,6 +92,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._drops: Callable[[bytes], bool] = lambda _message: False
         self._drops_publish: Callable[[bytes], bool] = lambda _message: False
+        self.clock_s = 0
 
     @property
     def url(self) -> str:
@@ -150,7 +168,8 @@ class Proxy:
         messages = Messages()
         while data := await reader.read(64 << 10):
             await self._flowing.wait()
-            writer.write(b"".join(message for message in messages.feed(data) if not drops(message)))
+            passed = (message for message in messages.feed(data) if not drops(message))
+            writer.write(b"".join(shifted(message, self.clock_s) if self.clock_s else message for message in passed))
             await writer.drain()
         raise ConnectionResetError("closed by the other side")
 

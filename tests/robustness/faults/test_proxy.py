@@ -1,6 +1,7 @@
 """The proxy does what it says: an injected fault that does nothing would make every scenario green."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import nats.errors
@@ -96,3 +97,16 @@ async def test_cut_connections_are_reset(proxy: Proxy) -> None:
     with pytest.raises(ConnectionResetError):
         await reader.readexactly(1)
     writer.close()
+
+
+async def test_a_clock_ahead_is_seen_in_every_message_and_acknowledgements_arrive(proxy: Proxy, client: Client) -> None:
+    js = client.jetstream()
+    await js.publish("CNC_DATA.a.b", b"MSG in the payload 1764000000000000000.1", headers={"A": "b"})
+    proxy.clock_s = 600
+    subscription = await js.pull_subscribe("CNC_DATA.>", "reader")
+    [message] = await subscription.fetch(1, 5)
+    ahead_s = message.metadata.timestamp.timestamp() - time.time()
+    assert 595 < ahead_s < 601
+    assert message.data == b"MSG in the payload 1764000000000000000.1"
+    await message.ack_sync()
+    assert (await subscription.consumer_info()).num_ack_pending == 0

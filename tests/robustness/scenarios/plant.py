@@ -58,7 +58,7 @@ class Plant:
         self._name = name
         self._record = record
         self._proxy: Proxy | None = None
-        self._ingest: IngestProcess | None = None
+        self.workers: list[IngestProcess] = []
         self.ingest_settings = ingest_settings(dsn)
 
     @property
@@ -74,9 +74,8 @@ class Plant:
 
     @property
     def ingest(self) -> IngestProcess:
-        """The worker."""
-        assert self._ingest is not None
-        return self._ingest
+        """The worker, or the first of them."""
+        return self.workers[0]
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -102,6 +101,8 @@ class Plant:
         machines: int | None = None,
         network: Namespace | None = None,
         start: bool = True,
+        workers: int = 1,
+        stream: Proxy | None = None,
         agent: dict[str, Any] | None = None,
         ingest: dict[str, Any] | None = None,
         ingest_environ: dict[str, str] | None = None,
@@ -109,7 +110,8 @@ class Plant:
         """Run everything until the block ends; then stop the agents and wait until what they promised has arrived.
 
         edges: how many have machines. agents: whether each has an agent as a process; start: whether it is started.
-        network: where those run. agent, ingest: settings of theirs; ingest_environ: and what else its process finds.
+        network: where those run. workers: of ingest; stream: what they reach NATS through. agent, ingest: settings of
+        theirs; ingest_environ: and what else its process finds.
         """
         self.ingest_settings = ingest_settings(self.dsn, **(ingest or {}))
         await self.bootstrap()
@@ -118,9 +120,14 @@ class Plant:
             self._proxy = await stack.enter_async_context(
                 running_proxy(target, network.nats_host if network else LOCAL)
             )
-            self._ingest = IngestProcess(self.folder, self.url, self.ingest_settings, environ=ingest_environ)
-            stack.push_async_callback(self._ingest.stop)
-            self._ingest.start()
+            url = stream.url if stream else self.url
+            self.workers = [
+                IngestProcess(self.folder, url, self.ingest_settings, name, ingest_environ)
+                for name in ("ingest", *(f"ingest-{number}" for number in range(2, workers + 1)))
+            ]
+            for each in self.workers:
+                stack.push_async_callback(each.stop)
+                each.start()
             self.machines = await stack.enter_async_context(
                 running_machines(
                     self.folder,
@@ -135,8 +142,8 @@ class Plant:
             for theirs in self.machines if agents else ():
                 self.add_agent(theirs, prefix=network.prefix if network else (), **(agent or {}))
             stack.push_async_callback(self._stop_agents)
-            for each in self.agents if start else ():
-                each.start()
+            for agent_process in self.agents if start else ():
+                agent_process.start()
             yield
             await self.ended()
 
@@ -156,6 +163,19 @@ class Plant:
             self.accepted.append(made.accepted)
             self.polls.append(folder / "polls-generated.jsonl")
             yield made
+
+    async def held(self) -> Counter[str]:
+        """Return how often the stream holds each batch, by `Nats-Msg-Id`."""
+        async with self.client() as client:
+            js = client.jetstream()
+            last = (await js.stream_info(names.STREAM)).state.last_seq
+            subscription = await js.subscribe(names.SUBJECT_ALL, ordered_consumer=True)
+            found: Counter[str] = Counter()
+            while True:
+                message = await subscription.next_msg(5)
+                found[(message.headers or {}).get("Nats-Msg-Id", "")] += 1
+                if message.metadata.sequence.stream >= last:
+                    return found
 
     def note_fault(self, what: str) -> None:
         """Count a fault that is injected."""

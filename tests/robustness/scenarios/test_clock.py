@@ -1,11 +1,12 @@
-"""Edge clocks that are wrong, are set, or know nothing yet."""
+"""Clocks that are wrong, are set, or know nothing yet: the edges', and that of NATS."""
 
 import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
-from robustness.scenarios.plant import Plant
+from robustness.faults.proxy import running_proxy
+from robustness.scenarios.plant import LOCAL, Plant
 from robustness.scenarios.size import SIZE
 from robustness.traffic.shifted import VARIABLE, Setting
 from robustness.validate.times import largest_error_s
@@ -59,3 +60,27 @@ async def test_boot_in_1970_without_network(plant: Plant) -> None:
     finding = await plant.holds()
     assert finding.sent >= polled
     assert error_s < 0.1
+
+
+async def test_clock_of_nats(plant: Plant) -> None:
+    """FAULT 8: NATS' clock is 10 min ahead, and with that it takes for new what it has had: all is sent twice.
+
+    The duplicate window here is a second; PubAcks are withheld for longer than that, so that agents send again.
+    """
+    async with running_proxy((LOCAL, plant.nats.port)) as stream:
+        async with plant.running(stream=stream):
+            for number in range(SIZE.rounds):
+                await plant.flow()
+                plant.note_fault("clock of NATS 10 min ahead")
+                stream.clock_s = 600
+                plant.proxy.swallow_acks(1.0, plant.seed + number)
+                await asyncio.sleep(SEEN_S + SIZE.fault_s)
+                plant.proxy.swallow_acks(0.0, plant.seed)
+                plant.proxy.cut()
+                await plant.recovered()
+                plant.note_fault("and back")
+                stream.clock_s = 0
+        held = await plant.held()
+    plant.notes["batches twice in the stream"] = str(sum(times > 1 for times in held.values()))
+    assert max(held.values()) > 1
+    await plant.holds()

@@ -1,10 +1,11 @@
 """The database is away, ingest is killed: the stream holds each batch once, and the edges keep quiet."""
 
 import asyncio
-from collections import Counter
+import contextlib
 from collections.abc import AsyncIterator
 
 import asyncpg
+import psutil
 import pytest
 from nats.aio.client import Client
 
@@ -24,20 +25,6 @@ async def migrated(own_postgres: Postgres) -> AsyncIterator[Postgres]:
     own_postgres.resume()
 
 
-async def identities(client: Client) -> Counter[str]:
-    """Return how often the stream holds each batch."""
-    js = client.jetstream()
-    last = (await js.stream_info(names.STREAM)).state.last_seq
-    subscription = await js.subscribe(names.SUBJECT_ALL, ordered_consumer=True)
-    found: Counter[str] = Counter()
-    while True:
-        message = await subscription.next_msg(5)
-        found[(message.headers or {}).get("Nats-Msg-Id", "")] += 1
-        if message.metadata.sequence.stream >= last:
-            await subscription.unsubscribe()
-            return found
-
-
 async def test_database_frozen(plant_with: MakePlant, migrated: Postgres) -> None:
     """FAULT 38: the database is there and answers nothing. No batch is sent twice for that."""
     plant = plant_with(migrated.dsn)
@@ -48,8 +35,7 @@ async def test_database_frozen(plant_with: MakePlant, migrated: Postgres) -> Non
             migrated.pause()
             # Longer than the duplicate window and the agents' margin on top of it.
             await asyncio.sleep(SIZE.fault_s + 8)
-            async with plant.client() as client:
-                twice = {name: times for name, times in (await identities(client)).items() if times > 1}
+            twice = {name: times for name, times in (await plant.held()).items() if times > 1}
             migrated.resume()
             await plant.recovered()
             assert not twice, "sent again though the stream has it"
@@ -67,6 +53,95 @@ async def test_database_killed(plant_with: MakePlant, migrated: Postgres) -> Non
             await asyncio.sleep(SIZE.fault_s)
             await asyncio.to_thread(migrated.start)
             await plant.recovered()
+    await plant.holds()
+
+
+ACK_WAIT_S = 1
+RSS_GROWTH_MB_MAX = 25
+"""What a worker may take more while the database is away or slow: what it has fetched once, not what waits."""
+
+
+async def test_database_down(plant_with: MakePlant, migrated: Postgres) -> None:
+    """FAULT 17: as many times `ack_wait` as 10 min are in production. Nothing is given twice, nothing buried."""
+    plant = plant_with(migrated.dsn)
+    async with plant.running(ingest={"ack_wait_ms": 1000 * ACK_WAIT_S, "max_deliver": 2}):
+        await plant.flow()
+        before_mb = rss_mb(plant)
+        plant.note_fault("database down for 20 × ack_wait")
+        migrated.kill()
+        await asyncio.sleep(20 * ACK_WAIT_S)
+        grown_mb = rss_mb(plant) - before_mb
+        async with plant.client() as client:
+            info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+        await asyncio.to_thread(migrated.start)
+        await plant.recovered()
+        assert info.num_redelivered == 0, "what a worker holds is given to nobody else"
+        assert grown_mb < RSS_GROWTH_MB_MAX
+        plant.notes["worker grown by"] = f"{grown_mb:.1f} MB"
+    await plant.holds()
+
+
+def rss_mb(plant: Plant) -> float:
+    return float(psutil.Process(plant.ingest.pid).memory_info().rss) / 1e6
+
+
+async def test_database_slow(plant_with: MakePlant, migrated: Postgres) -> None:
+    """FAULT 21: the database gets a twentieth of its time. What it does not manage waits in the stream."""
+    plant = plant_with(migrated.dsn)
+    async with plant.running(agent={"linger_ms": 20}):
+        await plant.flow()
+        before_mb = rss_mb(plant)
+        plant.note_fault("database slowed down")
+        async with slowed_down(migrated), plant.client() as client:
+            await plant.flow(10 * SIZE.fault_s)
+            info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+            waiting = (info.num_pending or 0) + (info.num_ack_pending or 0)
+            grown_mb = rss_mb(plant) - before_mb
+        await plant.recovered()
+        assert waiting > 0
+        assert grown_mb < RSS_GROWTH_MB_MAX
+        plant.notes["messages waiting"] = str(waiting)
+        plant.notes["worker grown by"] = f"{grown_mb:.1f} MB"
+    await plant.holds()
+
+
+@contextlib.asynccontextmanager
+async def slowed_down(server: Postgres) -> AsyncIterator[None]:
+    """Let a server work for 10 ms of every 200."""
+
+    async def hinder() -> None:
+        while True:
+            server.pause()
+            await asyncio.sleep(0.19)
+            server.resume()
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(hinder())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        server.resume()
+
+
+async def test_the_same_messages_on_two_workers(plant: Plant) -> None:
+    """FAULT 15: a worker stands still, the other gets its messages; then it goes on as if nothing had been."""
+    async with plant.running(ingest={"ack_wait_ms": 1000 * ACK_WAIT_S, "max_deliver": 1000}, workers=2):
+        for number in range(2 * SIZE.rounds):
+            await plant.flow(plant.dice.uniform(0, 0.5))
+            plant.note_fault("messages of one worker given to another")
+            worker = plant.workers[number % 2]
+            worker.pause()
+            await asyncio.sleep(ACK_WAIT_S + plant.dice.uniform(0.2, 1))
+            worker.resume()
+            await plant.recovered()
+        async with plant.client() as client:
+            info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+        plant.notes["consumer sequences above the stream's"] = str(
+            (info.delivered.consumer_seq if info.delivered else 0)
+            - (info.delivered.stream_seq if info.delivered else 0)
+        )
     await plant.holds()
 
 

@@ -53,6 +53,14 @@ class Child:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
+    def pause(self) -> None:
+        """Freeze it: it is there, and does nothing."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         assert self._process is not None
