@@ -41,8 +41,6 @@ from testkit.ingest import (
 )
 from testkit.servers import Postgres
 
-NOW_LIMITS = Limits.at(datetime.now(UTC), 300, 0)
-
 
 async def count(database: asyncpg.Connection, table: str = "sensor_data") -> int:
     number: int = await database.fetchval(f"SELECT count(*) FROM {table}")
@@ -65,7 +63,7 @@ def incoming(
 
 
 def message(seq: int, parts: list[bytes], **more: Any) -> Any:
-    return decode(incoming(seq, parts, **more), NOW_LIMITS)
+    return decode(incoming(seq, parts, **more), Limits.at(datetime.now(UTC), 300, 0))
 
 
 # --- B1, B2: one transaction -------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from testkit.ingest import EPOCH, frame
 
 OTHER = 777
 """The epoch in which declarations travel."""
-LIMITS = Limits.at(datetime.now(UTC), 300, 0)
 
 
 def batch(seq: int, samples: int = 1, *, epoch: int = EPOCH, base: int | None = None, edge: str = "e1") -> Decoded:
@@ -39,7 +38,8 @@ def message(
     payload = join(parts)
     headers = Identity(epoch, seq, len(parts), base, identity.digest(payload), kind).to_headers("hall", edge, None)
     subject = identity.subject_of(kind, "hall", edge)
-    return decode(Incoming(subject, headers, payload, seq, stored_at or datetime.now(UTC)), LIMITS)
+    now = datetime.now(UTC)
+    return decode(Incoming(subject, headers, payload, seq, stored_at or now), Limits.at(now, 300, 0))
 
 
 def gap_frame(low: int, high: int, samples: int | None = None, *, epoch: int = EPOCH, **more: Any) -> bytes:

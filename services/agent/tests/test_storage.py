@@ -315,3 +315,18 @@ def test_the_unstamped_spool_has_no_cold_folder_of_its_own(settings_of: MakeSett
     assert spool_settings(settings).cold_dir == "/mnt/stick"
     assert spool_settings(settings, cold=False).cold_dir == ""
     assert spool_settings(settings).reserve_bytes == 5
+
+
+async def test_what_is_freed_before_it_is_synced_is_waited_for_no_longer(
+    settings_of: MakeSettings, tmp_path: Path
+) -> None:
+    """Delivered sooner than synced, it needs no sync, and none would come: whoever waited for one waited for ever."""
+    storage = Storage(settings_of(sync_interval_ms=100), EPOCH, tmp_path, None)
+    async with running(storage):
+        assert storage.buffer.append(make(EPOCH, 1, 0, "samples", [b"{}"], 1, 0))
+        storage.buffer.free(1)
+        await asyncio.wait_for(storage.synced(1), 5)
+        assert storage.synced_seq == 0
+        assert storage.buffer.append(make(EPOCH, 2, 1, "samples", [b"{}"], 1, 0))
+        await asyncio.wait_for(storage.synced(2), 5)
+        assert storage.synced_seq == 2

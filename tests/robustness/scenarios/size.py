@@ -22,7 +22,8 @@ class Size:
 
     rounds, kills, freezes: how often a fault is injected; freezes: one that takes long. calm_s, fault_s: how long
     traffic flows before a fault, and how long that lasts. machines, poll_interval_ms: of each edge. edges,
-    backlog_batches: where all come back at once. timeout_s: of a test. recover_s_max: until all is in the database.
+    backlog_batches: where all come back at once. soak_machines, soak_interval_s: what is
+    sampled for a week; soak_faults: a day. timeout_s: of a test. recover_s_max: until all is in the database.
     """
 
     rounds: int
@@ -34,6 +35,9 @@ class Size:
     poll_interval_ms: int
     edges: int
     backlog_batches: int
+    soak_machines: int
+    soak_interval_s: float
+    soak_faults: int
     timeout_s: float
     recover_s_max: float
 
@@ -48,6 +52,9 @@ SHORT_ROUND: Final = Size(
     poll_interval_ms=50,
     edges=60,
     backlog_batches=20,
+    soak_machines=4,
+    soak_interval_s=60.0,
+    soak_faults=1,
     timeout_s=120,
     recover_s_max=40,
 )
@@ -61,6 +68,9 @@ LONG_ROUND: Final = Size(
     poll_interval_ms=50,
     edges=500,
     backlog_batches=60,
+    soak_machines=5,
+    soak_interval_s=1.0,
+    soak_faults=4,
     timeout_s=3600,
     recover_s_max=300,
 )

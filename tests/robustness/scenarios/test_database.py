@@ -4,25 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import asyncpg
 import psutil
-import pytest
 from nats.aio.client import Client
 
 from cncmon_core import names
-from cncmon_ingest.migrate import migrate
 from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import SIZE
 from testkit.servers import Postgres
-
-
-@pytest.fixture
-async def migrated(own_postgres: Postgres) -> AsyncIterator[Postgres]:
-    connection = await asyncpg.connect(own_postgres.dsn)
-    await migrate(connection)
-    await connection.close()
-    yield own_postgres
-    own_postgres.resume()
 
 
 async def test_database_frozen(plant_with: MakePlant, migrated: Postgres) -> None:

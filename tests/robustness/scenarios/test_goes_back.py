@@ -6,24 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
-import pytest
 
 from cncmon_core import frames
-from cncmon_ingest.migrate import migrate
 from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import SIZE
 from testkit.ingest import frame, publish_plain, until
 from testkit.servers import Postgres, running_replica
 
 KILLING = Path(__file__).parents[1] / "faults" / "killing"
-
-
-@pytest.fixture
-async def migrated(own_postgres: Postgres) -> Postgres:
-    connection = await asyncpg.connect(own_postgres.dsn)
-    await migrate(connection)
-    await connection.close()
-    return own_postgres
 
 
 async def generation(dsn: str) -> tuple[int, bool]:

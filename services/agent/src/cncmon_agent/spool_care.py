@@ -51,7 +51,7 @@ class SpoolCare:
             group.create_task(self._sync_loop())
 
     async def turn(self) -> None:
-        """Return after the next sync that had something to do."""
+        """Return when the sync loop has turned again, whether it found something to do or not."""
         await self._turn.wait()
 
     async def _recover(self) -> None:
@@ -79,6 +79,8 @@ class SpoolCare:
                 await self._in_thread(partial(self._run, work))
                 self._under_way = None
                 self._done(work)
+            turn, self._turn = self._turn, asyncio.Event()
+            turn.set()
 
     async def _until_due(self) -> None:
         """Wait for the interval's end, or less where the memory for what is not synced is half full.
@@ -122,5 +124,3 @@ class SpoolCare:
         if work.folder_failed or any(part.failed for part in work.parts):
             SYNC_ERRORS.inc()
             log.error("a sync failed: its file is left alone, and what was not synced is written into another")
-        turn, self._turn = self._turn, asyncio.Event()
-        turn.set()

@@ -92,6 +92,7 @@ class Storage:
         spool = self._open(folder, unusable or f"data folder {settings.data_dir} can't be used")
         self.care = SpoolCare(SPOOL, spool, settings.sync_interval_ms) if spool is not None else None
         self.log: SegmentLog | None = spool.begin(epoch) if spool is not None else None
+        self._noted_seq = 0
         self._hot = HotRing(settings.hot_bytes_max)
         self.buffer = TieredBuffer(self._hot, self.log)
         self.cold_level: int | None = None
@@ -182,8 +183,9 @@ class Storage:
             self._note_sync()
 
     def _note_sync(self) -> None:
-        if self._record is not None and self.log is not None:
-            self._record.synced(self.log.epoch, self.log.synced_seq)
+        if self._record is not None and self.log is not None and self.log.synced_seq > self._noted_seq:
+            self._noted_seq = self.log.synced_seq
+            self._record.synced(self.log.epoch, self._noted_seq)
 
     @property
     def synced_seq(self) -> int:
@@ -191,8 +193,11 @@ class Storage:
         return self.log.synced_seq if self.log is not None else self.buffer.range()[1] - 1
 
     async def synced(self, seq: int) -> None:
-        """Return when everything up to a seq of the current epoch is synced; at once without a disk."""
-        while self.care is not None and self.synced_seq < seq:
+        """Return when everything up to a seq of the current epoch is synced, or freed; at once without a disk.
+
+        What the database has is freed before it is synced where the way there is the shorter one: no sync tells of it.
+        """
+        while self.care is not None and self.synced_seq < seq and self.buffer.range()[0] <= seq:
             await self.care.turn()
 
     async def _cold_loop(self, care: SpoolCare) -> None:
