@@ -1,7 +1,8 @@
 """Batches as agents send them, made once and published as fast as is asked: in a process of its own.
 
-`python -m bench.feed URL FILE MESSAGES PENDING_MAX`: publishes messages of the file in turn, each time as new batches
-of new epochs, and waits while more than PENDING_MAX of them wait to be stored. Prints what it did as one JSON document.
+`python -m bench.feed URL FILE MESSAGES PENDING_MAX [DSN MARKS_MAX]`: publishes messages of the file in turn, each time
+as new batches of new epochs, and waits while more than PENDING_MAX of them wait to be stored, or more than MARKS_MAX
+ranges to be computed. Prints what it did as one JSON document.
 """
 
 import asyncio
@@ -9,13 +10,15 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from struct import pack, unpack
+from typing import Protocol
 
+import asyncpg
 import msgspec
 from nats.aio.client import Client
-from nats.js import JetStreamContext
 
 from cncmon_agent.batch import make
 from cncmon_core import frames, names
@@ -41,12 +44,12 @@ class Message(msgspec.Struct):
     data: bytes
 
 
-def shop_samples(number: int) -> list[Sample]:
-    """Return samples of a shop's machines as an edge reads them, oldest first, that end now."""
-    fleet = Fleet(Settings(machines=MACHINES, behaviour="shop", control_port=-1))
+def shop_samples(number: int, machines: int = MACHINES, end: datetime | None = None) -> list[Sample]:
+    """Return samples of a shop's machines as an edge reads them, oldest first, that end now or at `end`."""
+    fleet = Fleet(Settings(machines=machines, behaviour="shop", control_port=-1))
     stories = [(name, machine.behaviour) for name, machine in fleet.machines.items()]
-    polls = number // MACHINES
-    began = datetime.now(UTC) - timedelta(seconds=polls / HZ)
+    polls = number // machines
+    began = (end or datetime.now(UTC)) - timedelta(seconds=polls / HZ)
     found = []
     for poll in range(polls):
         for index, (name, behaviour) in enumerate(stories):
@@ -66,17 +69,27 @@ def shop_samples(number: int) -> list[Sample]:
     return found
 
 
-def messages(samples: list[Sample], frames_each: int) -> list[Message]:
-    """Return samples as batches of so many frames."""
-    encoded = [encode_sample(sample) for sample in samples]
+def messages(samples: list[Sample], frames_each: int, times: int = 1) -> list[Message]:
+    """Return samples as batches of so many frames; again and again, each time earlier than before, oldest first."""
+    took = timedelta(seconds=len(samples) / MACHINES / HZ)
     made = []
-    for start in range(0, len(encoded), frames_each):
-        batch = make(1, 1, 0, "samples", encoded[start : start + frames_each], LEVEL, 0)
-        made.append(Message(batch.identity.frames, batch.identity.sha256, batch.data))
+    for earlier in reversed(range(times)):
+        shifted = (msgspec.structs.replace(one, timestamp=one.timestamp - earlier * took) for one in samples)
+        encoded = [encode_sample(sample) for sample in (shifted if earlier else samples)]
+        for start in range(0, len(encoded), frames_each):
+            batch = make(1, 1, 0, "samples", encoded[start : start + frames_each], LEVEL, 0)
+            made.append(Message(batch.identity.frames, batch.identity.sha256, batch.data))
     return made
 
 
-async def publish(client: Client, found: list[Message], count: int, pending_max: int | None) -> float:
+class Waiting(Protocol):
+    """Says whether to wait before more is published."""
+
+    async def __call__(self) -> bool:
+        """Whether to wait."""
+
+
+async def publish(client: Client, found: list[Message], count: int, waits: Sequence[Waiting] = ()) -> float:
     """Publish so many messages, epoch by epoch; return how long that took, all PubAcks included, in seconds."""
     js = client.jetstream(publish_async_max_pending=IN_FLIGHT_MAX)
     began_s = time.monotonic()
@@ -91,26 +104,49 @@ async def publish(client: Client, found: list[Message], count: int, pending_max:
         edge = f"e{number // len(found)}"
         headers = name.to_headers(SITE, edge, frames.ENCODING_ZSTD)
         await js.publish_async(names.samples_subject(SITE, edge), message.data, headers=headers)
-        if pending_max is not None and number % LOOK_EVERY_MESSAGES == 0:
-            while await _pending(js) > pending_max:
+        if number % LOOK_EVERY_MESSAGES == 0:
+            while any([await wait() for wait in waits]):
                 await asyncio.sleep(0.002)
     await js.publish_async_completed()
     return time.monotonic() - began_s
 
 
-async def _pending(js: JetStreamContext) -> int:
-    info = await js.consumer_info(names.STREAM, names.DURABLE)
-    return (info.num_pending or 0) + (info.num_ack_pending or 0)
+def stream_waits(client: Client, pending_max: int) -> Waiting:
+    """Wait while more messages than this wait to be stored."""
+    js = client.jetstream()
+
+    async def waits() -> bool:
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
+        return (info.num_pending or 0) + (info.num_ack_pending or 0) > pending_max
+
+    return waits
 
 
-async def main(url: str, file: str, count: int, pending_max: int) -> None:
+def rollups_wait(connection: asyncpg.Connection, marks_max: int) -> Waiting:
+    """Wait while more ranges than this wait to be computed; looked at every quarter of a second."""
+    looked_s, found = 0.0, False
+
+    async def waits() -> bool:
+        nonlocal looked_s, found
+        if time.monotonic() - looked_s > 0.25:
+            found = await connection.fetchval("SELECT count(*) FROM dirty_ranges") > marks_max
+            looked_s = time.monotonic()
+        return found
+
+    return waits
+
+
+async def main(url: str, file: str, count: int, pending_max: int, dsn: str = "", marks_max: int = 0) -> None:
     found = msgspec.msgpack.decode(Path(file).read_bytes(), type=list[Message])
     client = Client()
     await client.connect(url)
-    took_s = await publish(client, found, count, pending_max if pending_max >= 0 else None)
+    waits = [stream_waits(client, pending_max)] if pending_max >= 0 else []
+    if dsn:
+        waits.append(rollups_wait(await asyncpg.connect(dsn), marks_max))
+    took_s = await publish(client, found, count, waits)
     await client.close()
     print(json.dumps({"seconds": took_s, "messages": count}))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(main(*sys.argv[1:3], *map(int, sys.argv[3:5]), *sys.argv[5:6], *map(int, sys.argv[6:])))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import psutil
 from nats.aio.client import Client
 
 from bench import feed, limits
-from bench.plant import Part, Plant, memory
+from bench.plant import Part, Plant, cpu_s, memory
 from bench.report import Figure, Report, run
 from cncmon_core import names
 from cncmon_core.frames import join
@@ -35,6 +35,10 @@ BACKLOG_FRAMES, LIVE_FRAMES = 500, 100
 """Frames a message: of a backlog, and of 100 machines at 10 Hz with an agent's linger of 100 ms."""
 
 DRAIN_SAMPLES, SUSTAINED_S, PENDING_MAX = 2_000_000, 60.0, 400
+ROLLUP_SHARE, MARKS_MAX = 0.7, 200
+"""As shipped; and how many ranges may wait to be computed before the publisher waits."""
+DISTINCT_TIMES = 40
+"""Where rollups are computed, no time comes twice: eight million samples, of 100 machines in two hours."""
 SINGLE_MESSAGES, BURST_MESSAGES, PUBLISHERS = 50_000, 10_000, 10
 SETTINGS = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
 
@@ -178,26 +182,41 @@ async def _stored(dsn: str) -> int:
     return int(number)
 
 
-def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds: float) -> None:
-    pipeline.start(2)
+def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds: float, *, rollups: bool) -> None:
+    """Store samples while they are published; with all rollups and states keeping up, or with these put off."""
+    name, reach = ("pipeline.sustained_rollups", 80_000) if rollups else ("pipeline.sustained", 150_000)
+    dsn = pipeline.plant.postgres.dsn
+    pipeline.start(2, ROLLUP_SHARE if rollups else 0)
     command = [sys.executable, "-m", "bench.feed", url, str(file), str(10**7), str(PENDING_MAX)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as publisher:
-        time.sleep(5)
-        dsn = pipeline.plant.postgres.dsn
+    with subprocess.Popen([*command, dsn, str(MARKS_MAX)] if rollups else command) as publisher:
+        time.sleep(10 if rollups else 5)
         began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.cost()
-        rss = 0.0
+        published, rss = cpu_s(publisher.pid), 0.0
         while time.monotonic() - began_s < seconds:
             rss = max(rss, pipeline.rss())
             time.sleep(0.2)
         stored, after = asyncio.run(_stored(dsn)) - before, pipeline.cost()
         took_s = time.monotonic() - began_s
+        published = cpu_s(publisher.pid) - published
+        lag_s = asyncio.run(_rollup_lag_s(dsn))
         publisher.kill()
     pipeline.stop()
-    report.add("pipeline.sustained", Figure(stored / took_s, "samples/s", None, "", 150_000))
+    report.add(name, Figure(stored / took_s, "samples/s", None, "", reach))
+    if rollups:
+        report.add(f"{name}.lag", Figure(lag_s, "s of samples", None, ""))
     spent = Cost(after.nats - cost.nats, after.ingest - cost.ingest, after.postgres - cost.postgres)
-    _cost_figures(report, "pipeline.sustained", spent, stored)
-    report.add("pipeline.sustained.rss", Figure(rss, "MB", None, "", 120, "at_most"))
+    _cost_figures(report, name, spent, stored, None if rollups else 4.5)
+    report.add(f"{name}.cpu.publisher", Figure(published / stored * 1e6, "µs/sample"))
+    report.add(f"{name}.rss", Figure(rss, "MB", None, "", 120, "at_most"))
     pipeline.empty()
+
+
+async def _rollup_lag_s(dsn: str) -> float:
+    """Return by how many seconds of samples the newest computed bucket is behind the newest sample."""
+    connection = await asyncpg.connect(dsn)
+    lag = await connection.fetchval("SELECT (SELECT max(time) FROM sensor_data) - (SELECT max(time) FROM rollup_10s)")
+    await connection.close()
+    return float(lag.total_seconds())
 
 
 async def _publish_single(url: str, frames: list[bytes], each: int) -> tuple[float, float]:
@@ -283,7 +302,13 @@ def measure(report: Report, quick: bool) -> None:
             try:
                 pipeline.bootstrap()
                 _drains(report, pipeline, url, files[BACKLOG_FRAMES], packed, quick)
-                _sustained(report, pipeline, url, files[LIVE_FRAMES], 10 if quick else SUSTAINED_S)
+                seconds = 10 if quick else SUSTAINED_S
+                _sustained(report, pipeline, url, files[LIVE_FRAMES], seconds, rollups=False)
+                distinct = folder / "distinct"
+                made = feed.messages(samples, LIVE_FRAMES, DISTINCT_TIMES // (4 if quick else 1))
+                distinct.write_bytes(msgspec.msgpack.encode(made))
+                del made
+                _sustained(report, pipeline, url, distinct, seconds, rollups=True)
                 _single(report, pipeline, url, encoded, quick)
             finally:
                 for part in reversed(plant.parts):

@@ -15,11 +15,11 @@ ORIGIN: Final = "TIMESTAMPTZ '2000-01-01 00:00:00+00'"
 """Where buckets are counted from; with it those of 10 s, 1 min and 1 h begin with the minute and the hour."""
 
 _STATISTICS: Final = ("count", "min", "max", "avg", "last")
-_COLUMNS: Final = ", ".join(
+COLUMNS: Final = ", ".join(
     ("time", "machine_id", "samples", *(f"{state}_us" for state in STATES),
      *(f"{field}_{name}" for field in FIELDS for name in _STATISTICS))
 )  # fmt: skip
-_UPDATES: Final = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])
+_UPDATES: Final = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS.split(", ")[2:])
 
 # The interval that a bucket begins in, and those that begin in it: found by the key, however many there are.
 _STATES: Final = """
@@ -75,7 +75,7 @@ def _insert(target: str, source: str, width: str, aggregates: str, values: str, 
         source=source,
         width=width,
         origin=ORIGIN,
-        columns=_COLUMNS,
+        columns=COLUMNS,
         updates=_UPDATES,
         states=", ".join(f"states.{state}" for state in STATES),
         aggregates=aggregates,
