@@ -10,21 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-import msgspec
-import psutil
 from nats.aio.client import Client
 
-from bench import feed, limits
-from bench.plant import Part, Plant, cpu_s, memory
+from bench.plant import Part, Plant, cpu_s
 from bench.report import Figure, Report, run
-from cncmon_core import names
 from cncmon_core.frames import join
 from cncmon_core.sample import encode_sample
 from cncmon_ingest import rows
+from cncmon_standalone.bench import limits, traffic
+from cncmon_standalone.bench.measure import Cost, Drained, Pids, drain, floor
 from testkit.parts import timescaledb_programs
 from testkit.servers import running_nats, running_postgres
 
@@ -41,15 +38,6 @@ DISTINCT_TIMES = 40
 """Where rollups are computed, no time comes twice: eight million samples, of 100 machines in two hours."""
 SINGLE_MESSAGES, BURST_MESSAGES, PUBLISHERS = 50_000, 10_000, 10
 SETTINGS = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
-
-
-@dataclass
-class Cost:
-    """Processor seconds of the parts between two looks."""
-
-    nats: float
-    ingest: float
-    postgres: float
 
 
 class Pipeline:
@@ -72,26 +60,9 @@ class Pipeline:
             worker.stop()
         self.workers = []
 
-    def cost(self) -> Cost:
-        def of(pid: int) -> float:
-            parent = psutil.Process(pid)
-            times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
-            # Backends that ended are in their parent's sum.
-            ended = parent.cpu_times()
-            return sum(one.user + one.system for one in times) + ended.children_user + ended.children_system
-
-        pids = [self.plant.nats.pid, self.plant.postgres.pid]
-        return Cost(of(pids[0]), sum(of(worker.process.pid) for worker in self.workers), of(pids[1]))
-
-    def rss(self) -> float:
-        return max((memory(worker.process.pid).rss for worker in self.workers), default=0.0)
-
-    async def floor(self, client: Client) -> tuple[int, int]:
-        """Return how many messages are acknowledged for good, and how many there are."""
-        js = client.jetstream()
-        info = await js.consumer_info(names.STREAM, names.DURABLE)
-        state = (await js.stream_info(names.STREAM)).state
-        return (info.ack_floor.stream_seq if info.ack_floor else 0), state.last_seq
+    @property
+    def pids(self) -> Pids:
+        return Pids(self.plant.nats.pid, self.plant.postgres.pid, [one.process.pid for one in self.workers])
 
     def empty(self) -> None:
         async def ask() -> None:
@@ -105,35 +76,21 @@ class Pipeline:
         asyncio.run(ask())
 
 
-async def _drain(pipeline: Pipeline, url: str, workers: int) -> tuple[float, Cost, float]:
-    """Start workers on a full stream; return messages a second from the first that is stored, costs, peak RSS in MB."""
+async def _drain(pipeline: Pipeline, url: str, workers: int) -> Drained:
+    """Start workers on a full stream and see how they drain it."""
     client = Client()
     await client.connect(url)
-    begin, last = await pipeline.floor(client)
+    begin, _ = await floor(client)
     pipeline.start(workers)
-    first: tuple[float, int] | None = None
-    rss = 0.0
-    before = pipeline.cost()
-    while True:
-        floor, _ = await pipeline.floor(client)
-        now_s = time.monotonic()
-        if first is None and floor > begin:
-            # The workers have started by now: what they take for that is not what is measured.
-            first, before = (now_s, floor), pipeline.cost()
-        rss = max(rss, pipeline.rss())
-        if floor >= last and first is not None:
-            break
-        await asyncio.sleep(0.02)
-    rate = (last - first[1]) / (now_s - first[0])
-    after = pipeline.cost()
+    drained = await drain(client, begin, pipeline.pids)
     await client.close()
     pipeline.stop()
-    return rate, Cost(after.nats - before.nats, after.ingest - before.ingest, after.postgres - before.postgres), rss
+    return drained
 
 
 def _fill(url: str, file: Path, count: int, pending_max: int = -1) -> float:
     """Publish; return messages a second."""
-    command = [sys.executable, "-m", "bench.feed", url, str(file), str(count), str(pending_max)]
+    command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(count), str(pending_max)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     return float(told["messages"] / told["seconds"])
@@ -152,7 +109,7 @@ def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: li
         # The limit before and after: the machine is shared, and the better of the two is taken.
         before = asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers))
         _fill(url, file, count)
-        rate, cost, rss = asyncio.run(_drain(pipeline, url, workers))
+        rate, cost, rss_mb = asyncio.run(_drain(pipeline, url, workers))
         wrong = abs(asyncio.run(_rows(pipeline.plant.postgres.dsn)) - count * BACKLOG_FRAMES)
         pipeline.empty()
         limit = max(before, asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers)))
@@ -162,7 +119,7 @@ def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: li
         stored = Figure(rate * BACKLOG_FRAMES, "samples/s", limit, f"COPY, {workers} connections", reach * limit)
         report.add(name, stored)
         _cost_figures(report, name, cost, count * BACKLOG_FRAMES)
-        report.add(f"{name}.rss", Figure(rss, "MB", None, "", 120, "at_most"))
+        report.add(f"{name}.rss", Figure(rss_mb, "MB", None, "", 120, "at_most"))
 
 
 async def _rows(dsn: str) -> int:
@@ -187,15 +144,15 @@ def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds
     name, reach = ("pipeline.sustained_rollups", 80_000) if rollups else ("pipeline.sustained", 150_000)
     dsn = pipeline.plant.postgres.dsn
     pipeline.start(2, ROLLUP_SHARE if rollups else 0)
-    command = [sys.executable, "-m", "bench.feed", url, str(file), str(10**7), str(PENDING_MAX)]
+    command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(10**7), str(PENDING_MAX)]
     with subprocess.Popen([*command, dsn, str(MARKS_MAX)] if rollups else command) as publisher:
         time.sleep(10 if rollups else 5)
-        began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.cost()
-        published, rss = cpu_s(publisher.pid), 0.0
+        began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.pids.cost()
+        published, rss_mb = cpu_s(publisher.pid), 0.0
         while time.monotonic() - began_s < seconds:
-            rss = max(rss, pipeline.rss())
+            rss_mb = max(rss_mb, pipeline.pids.rss_mb())
             time.sleep(0.2)
-        stored, after = asyncio.run(_stored(dsn)) - before, pipeline.cost()
+        stored, spent = asyncio.run(_stored(dsn)) - before, pipeline.pids.cost().since(cost)
         took_s = time.monotonic() - began_s
         published = cpu_s(publisher.pid) - published
         lag_s = asyncio.run(_rollup_lag_s(dsn))
@@ -204,10 +161,9 @@ def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds
     report.add(name, Figure(stored / took_s, "samples/s", None, "", reach))
     if rollups:
         report.add(f"{name}.lag", Figure(lag_s, "s of samples", None, ""))
-    spent = Cost(after.nats - cost.nats, after.ingest - cost.ingest, after.postgres - cost.postgres)
     _cost_figures(report, name, spent, stored, None if rollups else 4.5)
     report.add(f"{name}.cpu.publisher", Figure(published / stored * 1e6, "µs/sample"))
-    report.add(f"{name}.rss", Figure(rss, "MB", None, "", 120, "at_most"))
+    report.add(f"{name}.rss", Figure(rss_mb, "MB", None, "", 120, "at_most"))
     pipeline.empty()
 
 
@@ -263,8 +219,8 @@ def _single(report: Report, pipeline: Pipeline, url: str, encoded: list[bytes], 
         began_s = time.monotonic()
         published_s, _ = await _publish_single(url, frames, BURST_MESSAGES // PUBLISHERS)
         while True:
-            floor, last = await pipeline.floor(client)
-            if floor >= last:
+            reached, last = await floor(client)
+            if reached >= last:
                 break
             await asyncio.sleep(0.005)
         await client.close()
@@ -285,12 +241,12 @@ def measure(report: Report, quick: bool) -> None:
     """Measure all of it on one NATS and one database with hypertables, where TimescaleDB is."""
     with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
         folder = Path(name)
-        samples = feed.shop_samples(SAMPLES)
+        samples = traffic.shop_samples(SAMPLES)
         packed = [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples]
         files = {}
         for frames in (BACKLOG_FRAMES, LIVE_FRAMES):
             files[frames] = folder / f"messages-{frames}"
-            files[frames].write_bytes(msgspec.msgpack.encode(feed.messages(samples, frames)))
+            traffic.save(files[frames], traffic.messages(samples, frames))
         encoded = [encode_sample(sample) for sample in samples[:20_000]]
         report.add("pipeline.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
         programs = timescaledb_programs()
@@ -305,9 +261,8 @@ def measure(report: Report, quick: bool) -> None:
                 seconds = 10 if quick else SUSTAINED_S
                 _sustained(report, pipeline, url, files[LIVE_FRAMES], seconds, rollups=False)
                 distinct = folder / "distinct"
-                made = feed.messages(samples, LIVE_FRAMES, DISTINCT_TIMES // (4 if quick else 1))
-                distinct.write_bytes(msgspec.msgpack.encode(made))
-                del made
+                times = DISTINCT_TIMES // (4 if quick else 1)
+                traffic.save(distinct, traffic.messages(samples, LIVE_FRAMES, times))
                 _sustained(report, pipeline, url, distinct, seconds, rollups=True)
                 _single(report, pipeline, url, encoded, quick)
             finally:

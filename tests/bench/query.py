@@ -18,13 +18,13 @@ from pathlib import Path
 import asyncpg
 import httpx
 
-from bench import feed
 from bench.pipeline import SETTINGS
 from bench.plant import Plant
 from bench.report import Figure, Report, run
 from cncmon_api.series import ROLLUPS, SAMPLES, Source, source_of
 from cncmon_ingest import rollup_sql, rows
 from cncmon_standalone import ports
+from cncmon_standalone.bench import traffic
 from testkit.ingest import compute_rollups
 from testkit.parts import timescaledb_programs
 from testkit.servers import running_nats, running_postgres
@@ -44,7 +44,7 @@ async def _fill(dsn: str, spans: int) -> datetime:
     connection = await asyncpg.connect(dsn)
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     begin = end - SPAN
-    samples = feed.shop_samples(round(SPAN.total_seconds()) * HZ * MACHINES, MACHINES, end)
+    samples = traffic.shop_samples(round(SPAN.total_seconds()) * HZ * MACHINES, MACHINES, end)
     # Partitions of a day, where there are no chunks.
     for table in ("sensor_data", *(source.table for source in ROLLUPS)):
         moments = [end - number * SPAN - timedelta(microseconds=1) for number in range(spans + 1)]

@@ -196,6 +196,26 @@ def delete_machine(
     raise typer.Exit(_run(commands.delete(names, options)))
 
 
+@app.command(short_help="How fast this machine stores samples.")
+def bench(
+    samples: Annotated[int, typer.Option(min=100_000, max=20_000_000, help="Samples in the stream to drain.")] = (
+        1_000_000
+    ),
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=16, help="Ingest workers; may be given again.", show_default="1 and 2"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast this machine stores samples, on a NATS and a PostgreSQL of its own, beside their limits.
+
+    Nothing that runs is touched. Takes a minute or two. Exit status 1 when samples were lost or doubled.
+    """
+    from cncmon_standalone.bench import command
+
+    raise typer.Exit(_run(command.run(command.Options(samples, tuple(workers or (1, 2)), as_json))))
+
+
 @app.command(short_help="What runs, its addresses, what waits.")
 def status(data: Data = None, as_json: Json = False) -> None:
     """What runs, its addresses, how much waits to be stored, and the machines. Exit status 3 when nothing runs."""

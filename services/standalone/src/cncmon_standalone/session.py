@@ -36,7 +36,7 @@ async def run[T](plan: system.Plan, command: str, listener: Listener, body: Call
     publish()
     supervisor.listen(publish)
     with contextlib.closing(log):
-        async with _stopping_on_signals(supervisor):
+        async with stopping_on_signals(supervisor):
             return await supervisor.run(lambda: body(supervisor))
 
 
@@ -68,7 +68,8 @@ def _state_of(plan: system.Plan, command: str, started: float, supervisor: Super
 
 
 @contextlib.asynccontextmanager
-async def _stopping_on_signals(supervisor: Supervisor) -> AsyncIterator[None]:
+async def stopping_on_signals(supervisor: Supervisor) -> AsyncIterator[None]:
+    """Until the block ends, take Ctrl-C and its like for the wish to stop; the second one kills."""
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:

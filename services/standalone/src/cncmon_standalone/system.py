@@ -1,8 +1,8 @@
 """Which parts make up CNC Monitor on one machine, with which settings, and which of them needs which."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cncmon_standalone import ports
@@ -45,7 +45,10 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to run. What the agents read is not said here: they are told while they run (`configure`)."""
+    """Everything that is to run. What the agents read is not said here: they are told while they run (`configure`).
+
+    ingest_settings: variables beside those that follow from the rest.
+    """
 
     folder: DataFolder
     edges: Sequence[Edge] = (Edge(),)
@@ -56,6 +59,7 @@ class Plan:
     simulation: Simulation | None = None
     accepted_log: Path | None = None
     log_level: str = "info"
+    ingest_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def api_url(self) -> str:
@@ -186,7 +190,7 @@ class _Build:
         return ["ingest"] if self._plan.workers == 1 else [f"ingest-{n}" for n in range(1, self._plan.workers + 1)]
 
     def _ingest_environ(self) -> dict[str, str]:
-        return {"CNCMON_INGEST_DATABASE_DSN": self._plan.cluster.dsn}
+        return {"CNCMON_INGEST_DATABASE_DSN": self._plan.cluster.dsn, **self._plan.ingest_settings}
 
     def agent(self, edge: Edge) -> Part:
         plan = self._plan

@@ -1,8 +1,8 @@
 """Batches as agents send them, made once and published as fast as is asked: in a process of its own.
 
-`python -m bench.feed URL FILE MESSAGES PENDING_MAX [DSN MARKS_MAX]`: publishes messages of the file in turn, each time
-as new batches of new epochs, and waits while more than PENDING_MAX of them wait to be stored, or more than MARKS_MAX
-ranges to be computed. Prints what it did as one JSON document.
+`python -m cncmon_standalone.bench.traffic URL FILE MESSAGES PENDING_MAX [DSN MARKS_MAX]`: publishes messages of the
+file in turn, each time as new batches of new epochs, and waits while more than PENDING_MAX of them wait to be stored
+(-1: does not), or more than MARKS_MAX ranges to be computed. Prints what it did as one JSON document.
 """
 
 import asyncio
@@ -82,6 +82,12 @@ def messages(samples: list[Sample], frames_each: int, times: int = 1) -> list[Me
     return made
 
 
+def headers_of(message: Message, epoch: int, seq: int, base: int = 0, edge: str = "e1") -> dict[str, str]:
+    """Return the headers that a batch has as this seq of an epoch."""
+    name = Identity(epoch, seq, message.frames, base, message.sha256, "samples")
+    return name.to_headers(SITE, edge, frames.ENCODING_ZSTD)
+
+
 class Waiting(Protocol):
     """Says whether to wait before more is published."""
 
@@ -99,14 +105,14 @@ async def publish(client: Client, found: list[Message], count: int, waits: Seque
         if at == 0:
             epoch, base = random.getrandbits(62) | 1, 0
         message = found[at]
-        name = Identity(epoch, at + 1, message.frames, base, message.sha256, "samples")
-        base += message.frames
         edge = f"e{number // len(found)}"
-        headers = name.to_headers(SITE, edge, frames.ENCODING_ZSTD)
+        headers = headers_of(message, epoch, at + 1, base, edge)
+        base += message.frames
         await js.publish_async(names.samples_subject(SITE, edge), message.data, headers=headers)
         if number % LOOK_EVERY_MESSAGES == 0:
-            while any([await wait() for wait in waits]):
-                await asyncio.sleep(0.002)
+            for wait in waits:
+                while await wait():  # noqa: ASYNC110 two servers are asked, neither of which would tell
+                    await asyncio.sleep(0.002)
     await js.publish_async_completed()
     return time.monotonic() - began_s
 
@@ -136,8 +142,7 @@ def rollups_wait(connection: asyncpg.Connection, marks_max: int) -> Waiting:
     return waits
 
 
-async def main(url: str, file: str, count: int, pending_max: int, dsn: str = "", marks_max: int = 0) -> None:
-    found = msgspec.msgpack.decode(Path(file).read_bytes(), type=list[Message])
+async def _main(url: str, found: list[Message], count: int, pending_max: int, dsn: str, marks_max: int) -> None:
     client = Client()
     await client.connect(url)
     waits = [stream_waits(client, pending_max)] if pending_max >= 0 else []
@@ -148,5 +153,22 @@ async def main(url: str, file: str, count: int, pending_max: int, dsn: str = "",
     print(json.dumps({"seconds": took_s, "messages": count}))
 
 
+def load(file: Path) -> list[Message]:
+    """Return the messages of a file."""
+    return msgspec.msgpack.decode(file.read_bytes(), type=list[Message])
+
+
+def save(file: Path, found: list[Message]) -> None:
+    """Write messages to a file."""
+    file.write_bytes(msgspec.msgpack.encode(found))
+
+
+def main() -> None:
+    """Publish as the command line says."""
+    url, file, count, pending_max, *rest = sys.argv[1:]
+    dsn, marks_max = rest or ("", "0")
+    asyncio.run(_main(url, load(Path(file)), int(count), int(pending_max), dsn, int(marks_max)))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3], *map(int, sys.argv[3:5]), *sys.argv[5:6], *map(int, sys.argv[6:])))  # type: ignore[arg-type]
+    main()

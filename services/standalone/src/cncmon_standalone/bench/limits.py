@@ -1,7 +1,9 @@
-"""What the servers can take at all: COPY of rows packed beforehand, and fetch and ack of what is in a stream."""
+"""What the parts can take at all: COPY of rows packed beforehand; fetch and ack; decoding in one process."""
 
 import asyncio
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 import asyncpg
 from nats.aio.client import Client
@@ -9,21 +11,24 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from cncmon_core import names
 from cncmon_ingest import rows
+from cncmon_ingest.decode import Incoming, Limits, decode
+from cncmon_standalone.bench.traffic import SITE, Message, headers_of
 
 COPY_ROWS = (1000, 5000, 20_000, 50_000)
 COPY_S = 1.5
 
 
-async def copy_rate(dsn: str, packed: list[bytes], connections: int) -> float:
-    """Return rows a second of bare binary COPY into the table of samples: the best of several rows a COPY.
+async def copy_rate(dsn: str, packed: list[bytes], connections: int, done: Callable[[], None] = lambda: None) -> float:
+    """Return rows a second of bare binary COPY into the table of samples: the best of `COPY_ROWS` rows a COPY.
 
-    Leaves the table empty.
+    Leaves the table empty. done: called after each number of rows.
     """
     best = 0.0
     opened = [await asyncpg.connect(dsn) for _ in range(connections)]
     for size in COPY_ROWS:
         best = max(best, await _copy(opened, packed, size))
         await opened[0].execute("TRUNCATE sensor_data")
+        done()
     for connection in opened:
         await connection.close()
     return best
@@ -62,3 +67,18 @@ async def fetch_rate(client: Client, count: int) -> float:
     took_s = time.monotonic() - began_s
     await js.delete_consumer(names.STREAM, name)
     return taken / took_s
+
+
+def decode_rate(messages: list[Message], seconds: float = 2.0) -> float:
+    """Return samples a second that one process decompresses, checks and packs as rows, and does nothing else with."""
+    now, subject = datetime.now(UTC), names.samples_subject(SITE, "e1")
+    incoming = [
+        Incoming(subject, headers_of(message, 1, number), message.data, number, now)
+        for number, message in enumerate(messages, 1)
+    ]
+    limits = Limits.at(now, 300, 0)
+    began_s, decoded = time.monotonic(), 0
+    while time.monotonic() - began_s < seconds:
+        for one in incoming:
+            decoded += len(decode(one, limits).packed)
+    return decoded / (time.monotonic() - began_s)

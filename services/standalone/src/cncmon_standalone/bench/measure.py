@@ -1,0 +1,89 @@
+"""What workers make of a stream: messages a second, processor time, memory."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import psutil
+from nats.aio.client import Client
+
+from cncmon_core import names
+
+LOOK_S = 0.02
+
+
+class Cost(NamedTuple):
+    """Processor seconds, user and system, of each part with all its processes."""
+
+    nats: float
+    ingest: float
+    postgres: float
+
+    def since(self, before: "Cost") -> "Cost":
+        """Return what was spent since then."""
+        return Cost(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+class Pids(NamedTuple):
+    """The processes of the parts."""
+
+    nats: int
+    postgres: int
+    ingest: Sequence[int]
+
+    def cost(self) -> Cost:
+        """Return what they have spent so far."""
+        return Cost(cpu_s(self.nats), sum(map(cpu_s, self.ingest)), cpu_s(self.postgres))
+
+    def rss_mb(self) -> float:
+        """Return the resident memory of the largest worker."""
+        return max((psutil.Process(pid).memory_info().rss / 2**20 for pid in self.ingest), default=0.0)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor seconds of a process and all that it started, also of what has ended since."""
+    parent = psutil.Process(pid)
+    times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
+    # Backends that ended are in their parent's sum.
+    return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
+
+
+class Drained(NamedTuple):
+    """rate: messages a second from the first that was stored; cost: from then on. rss_mb: the most of a worker."""
+
+    rate: float
+    cost: Cost
+    rss_mb: float
+
+
+async def floor(client: Client) -> tuple[int, int]:
+    """Return the stream sequence up to which everything is acknowledged for good, and the last one there is."""
+    js = client.jetstream()
+    info = await js.consumer_info(names.STREAM, names.DURABLE)
+    state = (await js.stream_info(names.STREAM)).state
+    return (info.ack_floor.stream_seq if info.ack_floor else 0), state.last_seq
+
+
+async def drain(
+    client: Client, begin: int, pids: Pids, done: Callable[[int], None] = lambda _messages: None
+) -> Drained:
+    """Watch workers that have just been started drain the stream, whose floor was `begin` before.
+
+    done: called with how many more messages are stored.
+    """
+    first: tuple[float, int] | None = None
+    before, rss_mb, said = pids.cost(), 0.0, begin
+    while True:
+        reached, last = await floor(client)
+        now_s = time.monotonic()
+        done(reached - said)
+        said = reached
+        if first is None and reached > begin:
+            # The workers have started by now: what they take for that is not what is measured.
+            first, before = (now_s, reached), pids.cost()
+        rss_mb = max(rss_mb, pids.rss_mb())
+        if reached >= last and first is not None:
+            break
+        await asyncio.sleep(LOOK_S)
+    return Drained((last - first[1]) / max(now_s - first[0], LOOK_S), pids.cost().since(before), rss_mb)
