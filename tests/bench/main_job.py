@@ -20,9 +20,10 @@ from nats.aio.client import Client
 from bench.report import Figure, Report, run
 from cncmon_agent.settings import AgentSettings
 from cncmon_core.frames import join
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.migrate import migrate
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.servers import running_nats, running_postgres
 

@@ -5,11 +5,13 @@ and ack. Every part is a process of its own; all of them, the publisher too, sha
 """
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -23,7 +25,7 @@ from cncmon_ingest import rows
 from cncmon_standalone.bench import limits, traffic
 from cncmon_standalone.bench.measure import Cost, Drained, Pids, drain, floor
 from testkit.parts import timescaledb_programs
-from testkit.servers import running_nats, running_postgres
+from testkit.servers import Postgres, running_nats, running_postgres
 
 SAMPLES = 200_000
 """Made once; published again and again as batches of new epochs."""
@@ -38,6 +40,7 @@ DISTINCT_TIMES = 40
 """Where rollups are computed, no time comes twice: eight million samples, of 100 machines in two hours."""
 SINGLE_MESSAGES, BURST_MESSAGES, PUBLISHERS = 50_000, 10_000, 10
 SETTINGS = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
+EXTENSION = {"shared_preload_libraries": "timescaledb", "timescaledb.telemetry_level": "off"}
 
 
 class Pipeline:
@@ -237,6 +240,16 @@ def _single(report: Report, pipeline: Pipeline, url: str, encoded: list[bytes], 
     pipeline.empty()
 
 
+@contextlib.contextmanager
+def running_database() -> Iterator[Postgres]:
+    """Run PostgreSQL with TimescaleDB where that is, and say with what settings."""
+    programs = timescaledb_programs()
+    settings = SETTINGS | (EXTENSION if programs else {})
+    print(f"{'TimescaleDB' if programs else 'plain PostgreSQL'}, {settings}", flush=True)
+    with running_postgres(settings, programs) as postgres:
+        yield postgres
+
+
 def measure(report: Report, quick: bool) -> None:
     """Measure all of it on one NATS and one database with hypertables, where TimescaleDB is."""
     with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
@@ -249,9 +262,7 @@ def measure(report: Report, quick: bool) -> None:
             traffic.save(files[frames], traffic.messages(samples, frames))
         encoded = [encode_sample(sample) for sample in samples[:20_000]]
         report.add("pipeline.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
-        programs = timescaledb_programs()
-        with running_nats(folder) as nats, running_postgres(SETTINGS, programs) as postgres:
-            print(f"{'TimescaleDB' if programs else 'plain PostgreSQL'}, {SETTINGS}", flush=True)
+        with running_nats(folder) as nats, running_database() as postgres:
             plant = Plant(folder, nats, postgres)
             url = f"nats://127.0.0.1:{nats.port}"
             pipeline = Pipeline(plant)

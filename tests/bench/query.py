@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
-from bench.pipeline import SETTINGS
+from bench.pipeline import running_database
 from bench.plant import Plant
 from bench.report import Figure, Report, run
 from cncmon_api.series import ROLLUPS, SAMPLES, Source, source_of
@@ -26,8 +26,7 @@ from cncmon_ingest import rollup_sql, rows
 from cncmon_standalone import ports
 from cncmon_standalone.bench import traffic
 from testkit.ingest import compute_rollups
-from testkit.parts import timescaledb_programs
-from testkit.servers import running_nats, running_postgres
+from testkit.servers import running_nats
 
 MACHINES, HZ = 4, 10
 SPAN = timedelta(hours=6)
@@ -181,9 +180,7 @@ def measure(report: Report, quick: bool) -> None:
     spans = SPANS_QUICK if quick else SPANS
     with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
         folder = Path(name)
-        programs = timescaledb_programs()
-        with running_nats(folder) as nats, running_postgres(SETTINGS, programs) as postgres:
-            print(f"{'TimescaleDB' if programs else 'plain PostgreSQL'}, {SETTINGS}", flush=True)
+        with running_nats(folder) as nats, running_database() as postgres:
             plant = Plant(folder, nats, postgres)
             plant.ingest(0)
             end = asyncio.run(_fill(postgres.dsn, spans))

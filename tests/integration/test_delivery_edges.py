@@ -15,9 +15,10 @@ from cncmon_core import names
 from cncmon_core.events import Event, encode_event
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.advance import advance
+from cncmon_ingest.connection import connect
 from cncmon_ingest.edges import Edges
 from cncmon_ingest.reconcile import reconcile
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
 from testkit.gaps import batch, declaration, gap_frame, gaps_of, ledger_of, message, new_seqs, watermark_of

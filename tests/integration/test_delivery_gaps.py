@@ -16,9 +16,10 @@ from cncmon_core.events import Event, encode_event
 from cncmon_core.watermark import decode_watermark
 from cncmon_ingest import gaps
 from cncmon_ingest.advance import advance
+from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import RetryError
 from cncmon_ingest.reconcile import reconcile
-from cncmon_ingest.store import Outcome, Store, connect
+from cncmon_ingest.store import Outcome, Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
 from testkit.gaps import (

@@ -33,11 +33,12 @@ from cncmon_core.monitor import Health
 from cncmon_core.sample import Sample
 from cncmon_ingest import leader, store, worker
 from cncmon_ingest.advance import CANDIDATES, advance
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.main import run_worker
 from cncmon_ingest.migrate import migrate
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import agent as agents
 from testkit import ingest
 from testkit.ingest import drained, frame, publish_batch, publish_plain, replay_all, running_ingest, settings_for, until

@@ -21,8 +21,9 @@ from cncmon_core import identity
 from cncmon_core.frames import join
 from cncmon_ingest import importer
 from cncmon_ingest.advance import advance
+from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import MigrationError, OutageError
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
 from testkit.gaps import batch, gap_frame, gaps_of, watermark_of

@@ -22,10 +22,11 @@ from cncmon_core.watermark import Watermark, decode_watermark
 from cncmon_ingest import dlq, leader
 from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.errors import NotConnectedError, OutageError
 from cncmon_ingest.migrate import migrate
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
 from testkit.ingest import (

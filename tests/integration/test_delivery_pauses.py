@@ -18,10 +18,11 @@ import pytest
 from cncmon_ingest import dlq
 from cncmon_ingest.advance import advance
 from cncmon_ingest.commit import commit
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.reconcile import reconcile
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
 from testkit.gaps import gap_frame, message

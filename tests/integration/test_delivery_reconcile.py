@@ -11,9 +11,10 @@ import pytest
 from cncmon_core.events import Event, encode_event
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.advance import advance
+from cncmon_ingest.connection import connect
 from cncmon_ingest.edges import Edges
 from cncmon_ingest.reconcile import Books, reconcile
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit.fixtures import on_both_servers
 from testkit.gaps import OTHER, batch, declaration, gap_frame, gaps_of, message
 from testkit.ingest import EPOCH, frame

@@ -234,9 +234,12 @@ class Replica(Postgres):
 
 
 @contextlib.contextmanager
-def running_postgres(settings: dict[str, str] | None = None, programs: Path | None = None) -> Iterator[Postgres]:
+def running_postgres(
+    settings: dict[str, str] | None = None, programs: Path | None = None, disk: Path | None = None
+) -> Iterator[Postgres]:
+    """Run a PostgreSQL of its own. disk: the folder that its data go into; a fresh one otherwise."""
     # Not pytest's folder: that one is closed to the user whom PostgreSQL runs as under root.
-    with tempfile.TemporaryDirectory(prefix="cncmon-pg-") as name:
+    with tempfile.TemporaryDirectory(prefix="cncmon-pg-", dir=disk) as name:
         folder = Path(name)
         folder.chmod(0o755)
         cluster = postgres.PostgresCluster(folder / "pg", free_port(), settings, programs)

@@ -8,6 +8,7 @@ from cncmon_core.names import Origin
 from cncmon_ingest import migrate
 from cncmon_ingest.advance import advance
 from cncmon_ingest.errors import MigrationError
+from cncmon_ingest.migrate import Migration
 from cncmon_ingest.reconcile import reconcile
 from cncmon_ingest.rollups import Rollups
 from testkit.fixtures import on_both_servers
@@ -65,6 +66,25 @@ async def test_a_newer_schema_is_refused(database: asyncpg.Connection) -> None:
     await database.execute("INSERT INTO schema_migrations (number, name, checksum) VALUES (9999, 'future', 'x')")
     with pytest.raises(MigrationError, match=r"9999.*use a newer version"):
         await migrate.migrate(database)
+
+
+async def test_a_schema_is_fit_for_older_programs_unless_it_says_otherwise(
+    database: asyncpg.Connection,
+) -> None:
+    assert (await migrate.schema(database)) == (migrate.LATEST, 0)
+    await database.execute("INSERT INTO schema_migrations (number, name, checksum) VALUES (9998, 'adds', 'x')")
+    assert (await migrate.schema(database)).problem() is None, "rolled back, a program works on what a newer one made"
+    await database.execute("INSERT INTO schema_migrations VALUES (9999, 'takes away', 'x', now(), 9998)")
+    assert "migration 9998 at least" in str((await migrate.schema(database)).problem())
+    assert Migration(9999, "takes_away", "-- Why.\n-- oldest program: 9998\nDROP TABLE t").oldest == 9998
+    assert Migration(9999, "adds", "-- the oldest program: 3\nSELECT 1").oldest == 0
+
+
+async def test_a_schema_that_only_older_programs_looked_after(database: asyncpg.Connection) -> None:
+    await database.execute("ALTER TABLE schema_migrations DROP COLUMN oldest")
+    assert (await migrate.schema(database)) == (migrate.LATEST, 0)
+    assert await migrate.migrate(database) == 0
+    assert await database.fetchval("SELECT max(oldest) FROM schema_migrations") == 0
 
 
 async def test_a_changed_migration_is_refused(database: asyncpg.Connection) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from cncmon_core.frames import join
 from cncmon_ingest import dirty, rollup_sql
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.rollups import Rollups
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from testkit import recomputed
 from testkit.fixtures import on_both_servers
 

@@ -127,16 +127,16 @@ async def test_check_says_what_to_do(dsn: str, connection: asyncpg.Connection) -
     # The tests' server does not wait for its disk.
     assert todo(dsn) == {"durability": "switch fsync on: a crash would take back what was acknowledged"}
     printed = cncmon("db", "check", "--dsn", dsn).stdout
-    assert f"version {migrate.LATEST} of {migrate.LATEST}" in printed
+    assert f"version {migrate.LATEST}, this program knows {migrate.LATEST}" in printed
     assert "may read and write" in printed
 
     database = await connection.fetchval("SELECT current_database()")
     await connection.execute("CREATE ROLE reader LOGIN PASSWORD 'a'")
     await connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
-    await connection.execute("UPDATE schema_migrations SET number = 99 WHERE number = $1", migrate.LATEST)
+    await connection.execute("UPDATE schema_migrations SET number = 99, oldest = 99 WHERE number = $1", migrate.LATEST)
     try:
         found = todo(f"postgresql://reader:a@{dsn.partition('@')[2]}")
-        assert found["tables"] == "this program is older than the tables: use the newer one"
+        assert found["tables"] == "this program is too old for the tables: use a newer one"
         assert found["rights"].startswith("GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters, ")
         refused = cncmon("db", "upgrade", "--dsn", dsn)
         assert refused.returncode == 1
@@ -146,7 +146,9 @@ async def test_check_says_what_to_do(dsn: str, connection: asyncpg.Connection) -
         assert todo(dsn)["rights"] == "set default_transaction_read_only = off"
     finally:
         await connection.execute(f'ALTER DATABASE "{database}" RESET default_transaction_read_only')
-        await connection.execute("UPDATE schema_migrations SET number = $1 WHERE number > $1", migrate.LATEST)
+        await connection.execute(
+            "UPDATE schema_migrations SET number = $1, oldest = 0 WHERE number > $1", migrate.LATEST
+        )
         await connection.execute("DROP OWNED BY reader; DROP ROLE reader")
 
 

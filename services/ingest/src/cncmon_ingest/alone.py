@@ -15,10 +15,11 @@ from typing import Final
 import msgspec
 
 from cncmon_ingest.commit import commit
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 
 MEMORY_BYTES_MAX: Final = 2 << 30
 """Address space; what wants more ends this process and no other."""

@@ -56,6 +56,19 @@ _CHECK_VIOLATION = "23514"
 _RETRY = frozenset({"40P01", "40001", "55P03"})
 
 
+_TODO = {
+    "53100": "the database's disk is full: make room there; samples wait in the stream meanwhile",
+    "53300": "the database has no connection left: raise its max_connections, or run fewer workers",
+    "53400": "a limit of the database's settings is reached: raise it",
+    "25006": "the database is read-only: it became a replica, or default_transaction_read_only was switched on",
+    "42501": "the user lacks a right: cncmon db check names it",
+    "42P01": "a table is missing: run cncmon-ingest bootstrap",
+    "42703": "a column is missing: run cncmon-ingest bootstrap",
+    "57P03": "the database starts or stops just now",
+}
+"""SQLSTATE → what to do, or what is going on (PostgreSQL manual, appendix A)."""
+
+
 def translate(error: Exception) -> CncmonError:
     """Return what an asyncpg or socket error means for the caller (SQLSTATE: PostgreSQL manual, appendix A).
 
@@ -71,6 +84,8 @@ def translate(error: Exception) -> CncmonError:
     if sqlstate in _RETRY:
         return RetryError(str(error))
     said = str(error) or type(error).__name__
+    if sqlstate in _TODO:
+        return OutageError(f"{_TODO[sqlstate]} ({sqlstate} {said})")
     return OutageError(f"{sqlstate} {said}" if sqlstate else said)
 
 

@@ -16,12 +16,13 @@ import msgspec
 from cncmon_core.identity import subject_of
 from cncmon_ingest import exports
 from cncmon_ingest.commit import commit
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import ExportError, MigrationError
 from cncmon_ingest.exports import Damaged, Exported
 from cncmon_ingest.migrate import LATEST, version
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 
 GROUP_BYTES_MAX: Final = 8 << 20
 DAMAGE_TOLD_MAX: Final = 1000

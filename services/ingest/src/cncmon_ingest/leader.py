@@ -25,12 +25,12 @@ from cncmon_ingest import metrics
 from cncmon_ingest.abandoned import Abandoned, enter_freed
 from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.connection import connect
 from cncmon_ingest.edges import Edges
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.generation import Generation
 from cncmon_ingest.reread import Reread, span_of
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import connect
 
 log = logs.get(__name__)
 

@@ -13,12 +13,12 @@ from cncmon_core.backoff import Backoff
 from cncmon_core.errors import CncmonError
 from cncmon_core.monitor import Health
 from cncmon_ingest import bootstrap, fast
+from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import DATABASE_ERRORS, MigrationError, OutageError, translate
 from cncmon_ingest.leader import Leader
 from cncmon_ingest.maintenance import Maintainer
-from cncmon_ingest.migrate import LATEST, migrate, version
+from cncmon_ingest.migrate import migrate, schema
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import connect
 from cncmon_ingest.worker import Worker
 
 log = logs.get(__name__)
@@ -40,7 +40,7 @@ async def run_worker(health: Health, stop: asyncio.Event) -> None:
             leading.cancel()
 
     async def work() -> None:
-        await _wait_for_schema(ours)
+        await _wait_for_schema(ours, worker)
         # Whatever becomes of NATS: what is stored can be kept in order.
         maintaining = asyncio.create_task(Maintainer(ours).run())
         try:
@@ -70,23 +70,26 @@ async def _until(
             raise result
 
 
-async def _wait_for_schema(ours: IngestSettings) -> None:
-    """Return once the database has this version's schema: the bootstrap brings it there, workers never do."""
+async def _wait_for_schema(ours: IngestSettings, worker: Worker) -> None:
+    """Return once the database has a schema that this version can work on: workers never bring it there.
+
+    Readiness says meanwhile what is missing.
+    """
     backoff = Backoff(0.2, ours.hold_retry_ms_max / 1000)
     while True:
         try:
             connection = await connect(ours.database_dsn)
             try:
-                found = await version(connection)
+                said = (await schema(connection)).problem()
             finally:
                 await connection.close(timeout=5)
-            if found >= LATEST:
+            if said is None:
                 return
-            said = f"the schema is at migration {found}, this worker needs {LATEST}: run `cncmon-ingest bootstrap`"
         except OutageError as error:
             said = str(error)
         except DATABASE_ERRORS as error:
             said = str(translate(error))
+        worker.waits_for(said)
         log.warning("waiting for the database", reason=said)
         await asyncio.sleep(backoff.next_s())
 
@@ -99,33 +102,49 @@ async def run_bootstrap(_health: Health, stop: asyncio.Event) -> None:
     async def session(client: Client) -> None:
         await bootstrap.ensure(client, ours)
 
+    waiting = _Waiting()
     try:
         async with asyncio.timeout(ours.bootstrap_timeout_ms / 1000):
-            await _until(stop, _prepare(ours, link, session))
+            await _until(stop, _prepare(ours, link, session, waiting))
     except TimeoutError as error:
-        raise CncmonError(f"gave up after {ours.bootstrap_timeout_ms} ms: {link.check() or 'the database'}") from error
+        missing = f"database: {waiting.reason}" if waiting.reason else f"NATS: {link.check()}"
+        raise CncmonError(f"gave up after {ours.bootstrap_timeout_ms} ms. {missing}") from error
 
 
-async def _prepare(ours: IngestSettings, link: nats_link.NatsLink, session: nats_link.Session) -> None:
-    await _migrate(ours)
+class _Waiting:
+    """What the bootstrap waits for; None: not for the database."""
+
+    reason: str | None = "not asked yet"
+
+
+async def _prepare(
+    ours: IngestSettings, link: nats_link.NatsLink, session: nats_link.Session, waiting: _Waiting
+) -> None:
+    await _migrate(ours, waiting)
     await link.run(session)
 
 
-async def _migrate(ours: IngestSettings) -> None:
+async def _migrate(ours: IngestSettings, waiting: _Waiting) -> None:
     backoff = Backoff(0.1, 1)
     while True:
         try:
             # What is large takes long.
             connection = await connect(ours.database_dsn, None)
+            try:
+                waiting.reason = "the migration has not ended"
+                await migrate(connection)
+            finally:
+                await connection.close(timeout=5)
         except OutageError as error:
-            log.info("waiting for the database", reason=str(error))
-            await asyncio.sleep(backoff.next_s())
-            continue
-        try:
-            await migrate(connection)
-        finally:
-            await connection.close(timeout=5)
-        return
+            waiting.reason = str(error)
+        except DATABASE_ERRORS as error:
+            # Rights and room can be given while it waits.
+            waiting.reason = str(translate(error))
+        else:
+            waiting.reason = None
+            return
+        log.warning("waiting for the database", reason=waiting.reason)
+        await asyncio.sleep(backoff.next_s())
 
 
 def main() -> None:

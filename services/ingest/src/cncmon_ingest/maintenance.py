@@ -14,10 +14,10 @@ import asyncpg
 
 from cncmon_core import logs
 from cncmon_ingest import compression, dirty, metrics
+from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import connect
 
 log = logs.get(__name__)
 

@@ -8,30 +8,20 @@ want to change it are a deadlock.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
 
 from cncmon_core import names
 from cncmon_ingest import dirty, ledger, machines, rows
+from cncmon_ingest.connection import TRANSACTION_S_MAX
 from cncmon_ingest.decode import DeadLetter, Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, RetryError, speaks_of_data, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, RetryError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
-
-APPLICATION = "cncmon-ingest/marks"
-"""How our sessions are told from those of versions that did not mark what they store (before migration 3)."""
-
-CONNECT_S_MAX = 10
-LOCK_TIMEOUT_MS = 5_000
-IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
-TRANSACTION_S_MAX = 20.0
-"""Well under ack_wait's default, and far over what a transaction of the largest fetch takes."""
 
 
 class Outcome(NamedTuple):
@@ -40,62 +30,6 @@ class Outcome(NamedTuple):
     new: list[Decoded]
     known: list[Decoded]
     database_time: datetime
-
-
-def _server_of(dsn: str) -> str:
-    with contextlib.suppress(ValueError):
-        return urlsplit(dsn).hostname or "the database"
-    return "the database"
-
-
-async def connect(dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX) -> asyncpg.Connection:
-    """Return a connection fit for the transaction. statement_s_max: how long it waits for the answer to a statement.
-
-    Raises:
-        NotConnectedError: it can't be had, or the server would acknowledge commits that a crash can take back.
-    """
-    try:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            dsn,
-            timeout=CONNECT_S_MAX,
-            command_timeout=statement_s_max,
-            server_settings={
-                "application_name": APPLICATION,
-                "lock_timeout": str(LOCK_TIMEOUT_MS),
-                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
-                "default_transaction_isolation": "read committed",
-                # Compiling the statements of a round takes a second, running them a third of one.
-                "jit": "off",
-                # A worker whose node vanished must not keep its locks for the two hours that are the system's default.
-                "tcp_keepalives_idle": "5",
-                "tcp_keepalives_interval": "5",
-                "tcp_keepalives_count": "3",
-                "tcp_user_timeout": "20000",
-            },
-        )
-    except (*DATABASE_ERRORS, ValueError) as error:
-        said = f"no answer within {CONNECT_S_MAX} s" if isinstance(error, TimeoutError) else translate(error)
-        raise NotConnectedError(f"{_server_of(dsn)}: {said}") from error
-    try:
-        problem = await _problem_of(connection)
-    except BaseException as error:
-        connection.terminate()
-        if isinstance(error, DATABASE_ERRORS):
-            raise NotConnectedError(str(translate(error))) from error
-        raise
-    if problem:
-        connection.terminate()
-        raise NotConnectedError(problem)
-    return connection
-
-
-async def _problem_of(connection: asyncpg.Connection) -> str | None:
-    durable = await connection.fetchval("SHOW synchronous_commit")
-    if durable not in ("on", "remote_apply"):
-        return f"synchronous_commit is {durable!r}; it must be 'on', or acknowledged samples can be lost"
-    if await connection.fetchval("SHOW transaction_read_only") == "on":
-        return "the server is read-only (a replica?)"
-    return None
 
 
 class Store:

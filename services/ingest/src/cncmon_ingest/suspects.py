@@ -21,11 +21,12 @@ from cncmon_core.backoff import Backoff
 from cncmon_ingest import metrics
 from cncmon_ingest.alone import Answer, Task
 from cncmon_ingest.commit import commit
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, buried, headers_of
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.generation import Watch
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 
 log = logs.get(__name__)
 

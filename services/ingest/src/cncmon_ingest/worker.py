@@ -11,13 +11,14 @@ from nats.aio.msg import Msg
 from cncmon_core import logs, names
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import commit
+from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.feed import Feed
 from cncmon_ingest.generation import Life, Watch
 from cncmon_ingest.hold import Hold
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.store import Store, connect
+from cncmon_ingest.store import Store
 from cncmon_ingest.suspects import Suspects, incoming_of
 
 log = logs.get(__name__)
@@ -53,6 +54,10 @@ class Worker:
     def check(self) -> str | None:
         """Readiness: taking messages, and the database takes them?"""
         return self._problem
+
+    def waits_for(self, what: str) -> None:
+        """Say what must be there before it can begin."""
+        self._problem = f"database: {what}"
 
     async def session(self, client: Client) -> None:
         """Work until told to stop, or until the connection or the consumer is gone."""

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cncmon_core import logs
 from cncmon_ingest import compression, dirty, maintenance, migrate, rollups, sizes
-from cncmon_ingest.errors import MigrationError
+from cncmon_ingest.errors import MigrationError, OutageError
 from cncmon_ingest.settings import IngestSettings
 from cncmon_standalone import console
 from cncmon_standalone.database import connected
@@ -102,11 +102,11 @@ def _server(connection: asyncpg.Connection) -> Finding:
 
 
 async def _tables(connection: asyncpg.Connection) -> Finding:
-    found = await migrate.version(connection)
-    says = f"version {found} of {migrate.LATEST}"
-    if found > migrate.LATEST:
-        return Finding("tables", says, "this program is older than the tables: use the newer one")
-    return Finding("tables", says, "" if found == migrate.LATEST else "run: cncmon db upgrade")
+    found = await migrate.schema(connection)
+    says = f"version {found.number}, this program knows {migrate.LATEST}"
+    if found.oldest > migrate.LATEST:
+        return Finding("tables", says, "this program is too old for the tables: use a newer one")
+    return Finding("tables", says, "run: cncmon db upgrade" if found.number < migrate.LATEST else "")
 
 
 async def _rights(connection: asyncpg.Connection) -> Finding:
@@ -220,7 +220,7 @@ async def upgrade(data: Path | None, *, dsn: str | None, as_json: bool) -> None:
         before = await migrate.version(connection)
         try:
             applied = await migrate.migrate(connection)
-        except MigrationError as error:
+        except (MigrationError, OutageError) as error:
             raise StandaloneError(str(error)) from error
     if as_json:
         print(msgspec.json.encode({"before": before, "applied": applied, "now": migrate.LATEST}).decode())

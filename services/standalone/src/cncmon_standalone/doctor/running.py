@@ -119,12 +119,16 @@ async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def _schema(group: Group, connection: asyncpg.Connection) -> None:
-    found = await migrate.version(connection)
-    if found == migrate.LATEST:
-        group.ok("the tables are up to date", f"migration {found}")
-    else:
-        group.fail("the tables are up to date", f"{found} of {migrate.LATEST}", "start cncmon again: it migrates")
+    found = await migrate.schema(connection)
+    if found.oldest > migrate.LATEST:
+        group.fail("the tables are up to date", f"migration {found.number}", "use the newer version that made them")
         return
+    if found.number < migrate.LATEST:
+        group.fail(
+            "the tables are up to date", f"{found.number} of {migrate.LATEST}", "start cncmon again: it migrates"
+        )
+        return
+    group.ok("the tables are up to date", f"migration {found.number}")
     extension = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
     if extension:
         group.ok("TimescaleDB is there", extension)
