@@ -31,7 +31,9 @@ def test_stopped_nothing_of_it_runs(own_control_plane: ControlPlane) -> None:
 
     def running() -> set[str]:
         folder = str(own_control_plane.kubeconfig.parent)
-        return {one.name()[:15] for one in psutil.process_iter() if folder in " ".join(one.cmdline())}
+        # With the attributes named, what ends meanwhile is left out.
+        found = [one.info for one in psutil.process_iter(["name", "cmdline"])]
+        return {one["name"][:15] for one in found if folder in " ".join(one["cmdline"] or [])}
 
     assert running() == {name[:15] for name in mine}
     own_control_plane.stop()
