@@ -34,7 +34,7 @@ BACKLOG_FRAMES, LIVE_FRAMES = 500, 100
 """Frames a message: of a backlog, and of 100 machines at 10 Hz with an agent's linger of 100 ms."""
 
 DRAIN_SAMPLES, SUSTAINED_S, PENDING_MAX = 2_000_000, 60.0, 400
-ROLLUP_SHARE, MARKS_MAX = 0.7, 200
+ROLLUP_SHARE, MARKS_MAX = 0.7, 400
 """As shipped; and how many ranges may wait to be computed before the publisher waits."""
 DISTINCT_TIMES = 40
 """Where rollups are computed, no time comes twice: eight million samples, of 100 machines in two hours."""
@@ -149,17 +149,19 @@ def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds
     pipeline.start(2, ROLLUP_SHARE if rollups else 0)
     command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(10**7), str(PENDING_MAX)]
     with subprocess.Popen([*command, dsn, str(MARKS_MAX)] if rollups else command) as publisher:
-        time.sleep(10 if rollups else 5)
-        began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.pids.cost()
-        published, rss_mb = cpu_s(publisher.pid), 0.0
-        while time.monotonic() - began_s < seconds:
-            rss_mb = max(rss_mb, pipeline.pids.rss_mb())
-            time.sleep(0.2)
-        stored, spent = asyncio.run(_stored(dsn)) - before, pipeline.pids.cost().since(cost)
-        took_s = time.monotonic() - began_s
-        published = cpu_s(publisher.pid) - published
-        lag_s = asyncio.run(_rollup_lag_s(dsn))
-        publisher.kill()
+        try:
+            time.sleep(10 if rollups else 5)
+            began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.pids.cost()
+            published, rss_mb = cpu_s(publisher.pid), 0.0
+            while time.monotonic() - began_s < seconds:
+                rss_mb = max(rss_mb, pipeline.pids.rss_mb())
+                time.sleep(0.2)
+            stored, spent = asyncio.run(_stored(dsn)) - before, pipeline.pids.cost().since(cost)
+            took_s = time.monotonic() - began_s
+            published = cpu_s(publisher.pid) - published
+            lag_s = asyncio.run(_rollup_lag_s(dsn)) if rollups else 0.0
+        finally:
+            publisher.kill()
     pipeline.stop()
     report.add(name, Figure(stored / took_s, "samples/s", None, "", reach))
     if rollups:

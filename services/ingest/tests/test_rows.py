@@ -77,3 +77,14 @@ async def test_postgresql_reads_what_was_packed(database: asyncpg.Connection, gi
 def test_columns_are_the_samples_fields() -> None:
     assert set(rows.COLUMNS) == (set(FIELDS) - {"timestamp"}) | {"time"}
     assert len(rows.COLUMNS) == len(FIELDS)
+
+
+@given(st.lists(samples, max_size=30))
+def test_rows_of_a_machine_lie_together_in_the_order_in_which_they_came(some: list[Sample]) -> None:
+    packed = [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in some]
+    of = dict(zip(packed, (sample.machine_id for sample in some), strict=True))
+    sorted_rows = rows.by_machine(packed)
+    machines = [of[row] for row in sorted_rows]
+    assert len([name for at, name in enumerate(machines) if not at or machines[at - 1] != name]) == len(set(machines))
+    for name in set(machines):
+        assert [row for row in sorted_rows if of[row] == name] == [row for row in packed if of[row] == name]

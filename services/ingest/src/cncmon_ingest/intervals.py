@@ -87,3 +87,32 @@ def _outside(interval: Interval, windows: Sequence[Window]) -> list[Interval]:
     if begins < interval.ends:
         found.append(interval._replace(begins=begins))
     return found
+
+
+def changes(before: Iterable[Interval], after: Iterable[Interval]) -> list[tuple[datetime, datetime]]:
+    """Return [begins, ends) of the times whose state is not what it was, in order; no interval is a state too.
+
+    Each of both are without overlaps.
+    """
+    had, has = (_edges(intervals) for intervals in (before, after))
+    found: list[tuple[datetime, datetime]] = []
+    was = now = None
+    moments = sorted({*had, *has})
+    for moment, until in pairwise(moments):
+        was, now = had.get(moment, was), has.get(moment, now)
+        if was == now:
+            continue
+        if found and found[-1][1] == moment:
+            found[-1] = (found[-1][0], until)
+        else:
+            found.append((moment, until))
+    return found
+
+
+def _edges(intervals: Iterable[Interval]) -> dict[datetime, str]:
+    """Return from when on which state is; "" where there is none."""
+    edges: dict[datetime, str] = {}
+    for interval in sorted(intervals):
+        edges[interval.begins] = interval.state
+        edges[interval.ends] = ""
+    return edges

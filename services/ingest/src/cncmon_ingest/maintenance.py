@@ -71,7 +71,7 @@ class Maintainer:
         metrics.MAINTAINER.set(1)
         log.info("maintaining: this worker computes rollups and keeps retention")
         await compression.ensure(connection, self._settings.compress_after_days)
-        rollups = Rollups(timedelta(milliseconds=self._settings.stale_after_ms))
+        turns = _Turns(self._settings)
         cared_s = looked_s = -math.inf
         while True:
             if time.monotonic() - looked_s >= LOOK_INTERVAL_S:
@@ -81,18 +81,42 @@ class Maintainer:
                 await care(connection, self._settings)
                 cared_s = time.monotonic()
             metrics.ROLLUP_LAG.set(await connection.fetchval(_LAG))
-            await asyncio.sleep(await self._rollups(connection, rollups))
+            await asyncio.sleep(await turns.next(connection))
 
-    async def _rollups(self, connection: asyncpg.Connection, rollups: Rollups) -> float:
+
+class _Turns:
+    """Rounds of computing rollups in turns: each is about the marks that there were when it began.
+
+    Under much load marks of one bucket come many a second. Taken as they come, each would have all of that bucket
+    computed again; within a turn they are one.
+    """
+
+    def __init__(self, settings: IngestSettings) -> None:
+        self._share = settings.rollup_share
+        self._interval_s = settings.rollup_interval_ms / 1000
+        self._rollups = Rollups(timedelta(milliseconds=settings.stale_after_ms))
+        self._last: int | None = None
+        self._began_s = 0.0
+
+    async def next(self, connection: asyncpg.Connection) -> float:
         """Do a round, and return how long to wait for the next, in seconds."""
-        share, interval_s = self._settings.rollup_share, self._settings.rollup_interval_ms / 1000
-        if not share:
-            return interval_s
+        if not self._share:
+            return self._interval_s
         began_s = time.monotonic()
-        done = await rollups.catch_up(connection)
-        took_s = time.monotonic() - began_s
+        # A backlog of days takes many intervals: what comes meanwhile is newer and goes first.
+        if self._last is None or began_s - self._began_s >= self._interval_s:
+            self._last = await connection.fetchval("SELECT max(id) FROM dirty_ranges WHERE failure IS NULL")
+            self._began_s = began_s
+        if self._last is None:
+            return self._interval_s
+        done = await self._rollups.catch_up(connection, self._last)
+        ended_s = time.monotonic()
         # Storing goes first: it has the same processors.
-        return max(0.01, took_s / share - took_s if done.left else interval_s - took_s)
+        pause_s = (ended_s - began_s) * (1 / self._share - 1)
+        if done.left:
+            return max(0.01, pause_s)
+        self._last = None
+        return max(0.01, pause_s, self._began_s + self._interval_s - ended_s)
 
 
 _LAG: Final = "SELECT count(*) FROM (SELECT FROM dirty_ranges WHERE failure IS NULL LIMIT 100000) AS waiting"

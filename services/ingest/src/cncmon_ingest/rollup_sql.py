@@ -139,53 +139,91 @@ FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS
 """
 """The last sample before each range, and the three next behind it: as far as a change of the range can be felt."""
 
-_MEASURED: Final = ", ".join(FLOATS[:-1])
+_MEASURED: Final = f"num_nonnulls({', '.join(FLOATS[:-1])}) > 0"
+_TURNS: Final = "coalesce(spindle_speed <> 0, false) OR coalesce(feed_rate_actual <> 0, false)"
+_ALARM: Final = "coalesce(extras ->> 'alarm_code', extras ->> 'alarm')"
+
+
+def _uniform(name: str) -> str:
+    return f"(count({name}) = 0 OR count({name}) = count(*) AND min({name}) = max({name}))"
+
 
 RUNS: Final = f"""
-SELECT w.number, runs.begins, runs.ends, runs.state, runs.program, runs.alarm
-FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS w(machine_id, begins, ends, number)
-CROSS JOIN LATERAL (
-    SELECT min(time) AS begins, max(until) AS ends, min(state) AS state, min(program) AS program, min(alarm) AS alarm
-    FROM (
-        SELECT *, count(*) FILTER (WHERE changed) OVER (ORDER BY time) AS run FROM (
-            SELECT *, (state, program, alarm, time) IS DISTINCT FROM
-                (lag(state) OVER t, lag(program) OVER t, lag(alarm) OVER t, lag(until) OVER t) AS changed
+WITH spans AS MATERIALIZED (
+    SELECT w.number, w.machine_id, w.ends, span.*
+    FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS w(machine_id, begins, ends, number)
+    CROSS JOIN LATERAL (
+        SELECT min(time) AS first, max(time) AS last,
+            {_uniform("machine_state")} AND {_uniform("program")} AND {_uniform("alarm")}
+                AND bool_and(turns) IS NOT DISTINCT FROM bool_or(turns)
+                AND bool_and(measured) IS NOT DISTINCT FROM bool_or(measured) AS uniform,
+            sample_state(
+                min(machine_state), sample_alarm(jsonb_build_object('alarm', min(alarm))),
+                CASE WHEN bool_or(turns) THEN 1 END, NULL, coalesce(bool_or(measured), false)
+            ) AS state,
+            min(program) AS program, sample_alarm(jsonb_build_object('alarm', min(alarm))) AS alarm
+        FROM (
+            SELECT time, machine_state COLLATE "C", program COLLATE "C", {_ALARM} COLLATE "C" AS alarm,
+                   CASE WHEN machine_state IS NULL THEN {_TURNS} END AS turns,
+                   CASE WHEN machine_state IS NULL THEN {_MEASURED} END AS measured
+            FROM sensor_data
+            WHERE machine_id = w.machine_id AND time >= w.begins AND time < coalesce(w.ends, 'infinity') OFFSET 0
+        ) AS samples
+        GROUP BY date_bin($5, time, {ORIGIN})
+    ) AS span
+), pieces AS (
+    SELECT number, machine_id, ends, first AS begins, last, state,
+           CASE WHEN state <> 'offline' THEN program END AS program,
+           CASE WHEN state <> 'offline' THEN alarm END AS alarm
+    FROM spans WHERE uniform
+    UNION ALL
+    SELECT number, machine_id, ends, told.* FROM spans CROSS JOIN LATERAL (
+        SELECT DISTINCT ON (time) time AS begins, time AS last, was, CASE WHEN was <> 'offline' THEN program END,
+               CASE WHEN was <> 'offline' THEN told END
+        FROM (
+            SELECT *, sample_state(machine_state, told, spindle_speed, feed_rate_actual, {_MEASURED}) AS was
             FROM (
-                SELECT *, least(following, time + greatest($4::interval, 3 * least(
-                    CASE WHEN two_before IS NOT NULL THEN time - one_before END, one_before - two_before))) AS until
+                SELECT *, sample_alarm(extras) AS told FROM sensor_data
+                WHERE machine_id = spans.machine_id AND time >= spans.first AND time <= spans.last OFFSET 0
+            ) AS samples
+        ) AS samples
+        ORDER BY time, array_position(ARRAY['offline', 'alarm', 'hold', 'running', 'idle'], was),
+                 program COLLATE "C", told COLLATE "C"
+    ) AS told
+    WHERE NOT uniform
+)
+SELECT number, min(begins) AS begins, max(until) AS ends, min(state) AS state, min(program) AS program,
+       min(alarm) AS alarm
+FROM (
+    SELECT *, count(*) FILTER (WHERE changed) OVER (PARTITION BY number ORDER BY begins) AS run FROM (
+        SELECT *, (state, program, alarm, begins) IS DISTINCT FROM
+            (lag(state) OVER t, lag(program) OVER t, lag(alarm) OVER t, lag(until) OVER t) AS changed
+        FROM (
+            SELECT *, CASE WHEN following - last <= $4 THEN following ELSE least(following, last + greatest($4, 3 * (
+                SELECT CASE WHEN cardinality(before) = 2 THEN least(last - before[1], before[1] - before[2]) END
                 FROM (
-                    SELECT *, lead(time) OVER t AS following, lag(time) OVER t AS one_before,
-                           lag(time, 2) OVER t AS two_before
-                    FROM (
-                        SELECT DISTINCT ON (time) time, state, CASE WHEN state <> 'offline' THEN program END AS program,
-                               CASE WHEN state <> 'offline' THEN alarm END AS alarm
-                        FROM (
-                            SELECT time, program, alarm, sample_state(machine_state, alarm, spindle_speed,
-                                feed_rate_actual, num_nonnulls({_MEASURED}) > 0) AS state
-                            FROM (
-                                SELECT *, sample_alarm(extras) AS alarm FROM sensor_data s
-                                WHERE s.machine_id = w.machine_id AND s.time <= coalesce(w.ends, 'infinity')
-                                  AND s.time >= coalesce((
-                                    SELECT min(time) FROM (
-                                        SELECT DISTINCT time FROM sensor_data
-                                        WHERE machine_id = w.machine_id AND time < w.begins ORDER BY time DESC LIMIT 2
-                                    ) AS two), w.begins)
-                            ) AS samples
-                        ) AS told
-                        ORDER BY time, array_position(ARRAY['offline', 'alarm', 'hold', 'running', 'idle'], state),
-                                 program COLLATE "C", alarm COLLATE "C"
-                    ) AS of_each_moment WINDOW t AS (ORDER BY time)
-                ) AS placed
-            ) AS standing
-            WHERE time >= w.begins AND (w.ends IS NULL OR time < w.ends)
-            WINDOW t AS (ORDER BY time)
-        ) AS compared
-    ) AS numbered
-    GROUP BY run
-) AS runs
-ORDER BY w.number, runs.begins
+                    SELECT ARRAY(
+                        SELECT DISTINCT time FROM sensor_data
+                        WHERE machine_id = placed.machine_id AND time < placed.last ORDER BY time DESC LIMIT 2
+                    ) AS before
+                ) AS two
+            ))) END AS until
+            FROM (
+                SELECT *, coalesce(lead(begins) OVER (PARTITION BY number ORDER BY begins), ends) AS following
+                FROM pieces
+            ) AS placed
+        ) AS standing
+        WINDOW t AS (PARTITION BY number ORDER BY begins)
+    ) AS compared
+) AS numbered
+GROUP BY number, run
+ORDER BY number, begins
 """  # noqa: S608 names from constants only
-"""Runs of samples of one state, program and alarm within windows; $4: `stale_after`."""
+"""Runs of samples of one state, program and alarm within windows; $4: `stale_after`; $5: a width of at most that.
+
+Most spans of that width hold samples of one state, program and alarm only. What these stand for is told by the first
+and the last of them; only where there are several each sample is looked at in its turn.
+"""
 
 KNOWN: Final = """
 SELECT DISTINCT i.* FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS w(machine_id, begins, ends)

@@ -14,12 +14,14 @@ import asyncpg
 from cncmon_core import logs
 from cncmon_ingest import metrics, rollup_sql, rows
 from cncmon_ingest.errors import speaks_of_data
-from cncmon_ingest.intervals import Interval, Window, filled, merged, replaced
+from cncmon_ingest.intervals import Interval, Window, changes, filled, merged, replaced
 
 log = logs.get(__name__)
 
 MARKS_MAX: Final = 2000
-ROUND_S: Final = 0.5
+MARK_MAX: Final = (1 << 63) - 1
+"""As large as the id of a mark can be."""
+ROUND_S: Final = 1.0
 """How long a round is to take: the shorter, the less it can lose; the longer, the more marks are of the same ranges."""
 BUDGET_MIN: Final = 100
 BUDGET_MAX: Final = 20_000
@@ -58,8 +60,8 @@ class Rollups:
         self._stale_after = stale_after
         self._budget = BUDGET_MIN * 10
 
-    async def catch_up(self, connection: asyncpg.Connection) -> Round:
-        """Do one round.
+    async def catch_up(self, connection: asyncpg.Connection, last: int = MARK_MAX) -> Round:
+        """Do one round, of marks up to the id `last`.
 
         Newest data first: what people look at is up to date while a backlog of days is being computed.
 
@@ -68,11 +70,11 @@ class Rollups:
         """
         began_s = time.perf_counter()
         try:
-            done = await self._round(connection, self._budget, MARKS_MAX)
+            done = await self._round(connection, last, self._budget, MARKS_MAX)
         except asyncpg.PostgresError as error:
             if not speaks_of_data(error):
                 raise
-            done = await self._one_by_one(connection)
+            done = await self._one_by_one(connection, last)
         took_s = time.perf_counter() - began_s
         if done.marks:
             metrics.ROLLUP_SECONDS.observe(took_s)
@@ -83,10 +85,10 @@ class Rollups:
                 self._budget = min(BUDGET_MAX, self._budget * 4 // 3)
         return done
 
-    async def _one_by_one(self, connection: asyncpg.Connection) -> Round:
+    async def _one_by_one(self, connection: asyncpg.Connection, last: int) -> Round:
         """Some mark can't be computed: find it and put it aside, so that it keeps nothing else waiting."""
         try:
-            return await self._round(connection, BUDGET_MIN, 1)
+            return await self._round(connection, last, BUDGET_MIN, 1)
         except asyncpg.PostgresError as error:
             if not speaks_of_data(error):
                 raise
@@ -94,19 +96,19 @@ class Rollups:
             metrics.ROLLUP_FAILURES.inc()
             await connection.execute(
                 "UPDATE dirty_ranges SET failure = $1 WHERE id = (SELECT id FROM dirty_ranges "
-                "WHERE failure IS NULL ORDER BY to_time DESC, id LIMIT 1)",
-                str(error),
+                "WHERE failure IS NULL AND id <= $2 ORDER BY to_time DESC, id LIMIT 1)",
+                *(str(error), last),
             )
             return Round(1, [], left=True)
 
-    async def _round(self, connection: asyncpg.Connection, budget: int, marks_max: int) -> Round:
+    async def _round(self, connection: asyncpg.Connection, last: int, budget: int, marks_max: int) -> Round:
         async with connection.transaction():
             marks = [
                 _Mark(*row)
                 for row in await connection.fetch(
                     "SELECT id, machine_ids, from_time, to_time FROM dirty_ranges WHERE failure IS NULL "
-                    "ORDER BY to_time DESC, id LIMIT $1",
-                    marks_max,
+                    "AND id <= $2 ORDER BY to_time DESC, id LIMIT $1",
+                    *(marks_max, last),
                 )
             ]
             taken = list(_within(marks, budget))
@@ -157,9 +159,8 @@ async def recompute(connection: asyncpg.Connection, ranges: Sequence[Range], sta
     """
     if not ranges:
         return
-    touched = await _states(connection, ranges, stale_after)
     # The states of what lies around a range may be others now, too.
-    ranges = coalesced([*ranges, *(Range(name, moment, moment + _TICK) for name, moment in touched)])
+    ranges = coalesced([*ranges, *await _states(connection, ranges, stale_after)])
     for table, width_s, statement in rollup_sql.LEVELS:
         ranges = coalesced(_widened(ranges, timedelta(seconds=width_s)))
         # A statement of its own: one can't write to a partition that it makes.
@@ -169,26 +170,18 @@ async def recompute(connection: asyncpg.Connection, ranges: Sequence[Range], sta
         await connection.execute(statement, *_columns(ranges))
 
 
-async def _states(
-    connection: asyncpg.Connection, ranges: Sequence[Range], stale_after: timedelta
-) -> list[tuple[str, datetime]]:
-    """Compute state intervals; return machines and beginnings of the ticks around ranges that may have others now."""
+async def _states(connection: asyncpg.Connection, ranges: Sequence[Range], stale_after: timedelta) -> list[Range]:
+    """Compute state intervals; return the ticks, within the ranges or around them, whose states are others now."""
     windows: dict[str, list[Window]] = {}
-    touched = []
     for row in await connection.fetch(rollup_sql.NEIGHBOURS, *_columns(ranges)):
-        machine_id, begins, ends = ranges[row["number"] - 1]
+        machine_id, begins, _ = ranges[row["number"] - 1]
         behind: list[datetime] = row["behind"]
-        before: datetime | None = row["before"]
-        touched += [(machine_id, _floor(moment)) for moment in behind]
-        if before is not None and ends - before > stale_after:
-            # The time behind it that nothing stood for had no state; now that something follows, it was offline.
-            touched.append((machine_id, _floor(before)))
-        window = Window(before or begins, behind[-1] if len(behind) == 3 else None)
+        window = Window(row["before"] or begins, behind[-1] if len(behind) == 3 else None)
         windows.setdefault(machine_id, []).append(window)
     flat = [(machine_id, window) for machine_id, some in windows.items() for window in merged(some)]
     columns = [name for name, _ in flat], [w.begins for _, w in flat], [w.ends for _, w in flat]
     runs: dict[int, list[Interval]] = {}
-    for row in await connection.fetch(rollup_sql.RUNS, *columns, stale_after):
+    for row in await connection.fetch(rollup_sql.RUNS, *columns, stale_after, min(stale_after, _TICK)):
         runs.setdefault(row["number"], []).append(Interval(*tuple(row)[1:]))
     anew: dict[str, list[Interval]] = {}
     for number, (machine_id, window) in enumerate(flat, 1):
@@ -196,11 +189,17 @@ async def _states(
     known: dict[str, list[Interval]] = {}
     for row in await connection.fetch(rollup_sql.KNOWN, *columns):
         known.setdefault(row["machine_id"], []).append(Interval(*tuple(row)[1:]))
-    await _write_states(connection, known, {
+    after = {
         machine_id: replaced(known.get(machine_id, []), merged(windows[machine_id]), anew[machine_id])
         for machine_id in windows
-    })  # fmt: skip
-    return touched
+    }
+    await _write_states(connection, known, after)
+    changed = (
+        Range(machine_id, begins, ends)
+        for machine_id, intervals in after.items()
+        for begins, ends in changes(known.get(machine_id, []), intervals)
+    )
+    return list(_widened(changed, _TICK))
 
 
 async def _write_states(

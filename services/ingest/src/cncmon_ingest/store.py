@@ -185,8 +185,9 @@ class Store:
     async def _copy(self, packed: list[bytes]) -> None:
         if packed:
             await self._connection.copy_to_table(
-                rows.TABLE, source=rows.pieces(packed), columns=rows.COLUMNS, format="binary", timeout=TRANSACTION_S_MAX
-            )
+                rows.TABLE, source=rows.pieces(rows.by_machine(packed)), columns=rows.COLUMNS, format="binary",
+                timeout=TRANSACTION_S_MAX,
+            )  # fmt: skip
 
     async def _insert_dead(self, messages: list[Decoded]) -> None:
         letters = [(message, letter) for message in messages for letter in message.dead]
