@@ -51,7 +51,7 @@ async def running_ingest(
     stop = asyncio.Event()
     made: list[Worker] = []
     tasks: list[asyncio.Task[None]] = []
-    link_settings = nats_link.NatsSettings(servers=(nats_url,), retry_delay_ms_max=500)
+    link_settings = nats_link.NatsSettings(servers=tuple(nats_url.split(",")), retry_delay_ms_max=500)
     for number in range(workers):
         worker = Worker(settings, stop)
         made.append(worker)

@@ -111,6 +111,28 @@ def running_nats(folder: Path, **settings: Any) -> Iterator[Server]:
         server.stop()
 
 
+@contextlib.contextmanager
+def running_nats_cluster(folder: Path, servers: int = 3) -> Iterator[list[Server]]:
+    """Run nats-servers that keep their streams together, each of which may be killed and started again."""
+    routes = [free_port() for _ in range(servers)]
+    made = []
+    with contextlib.ExitStack() as stack:
+        for number, route in enumerate(routes):
+            port = free_port()
+            command = nats.command(folder / f"nats-{number}", port)
+            config = Path(command.argv[-1])
+            others = ", ".join(f'"nats://127.0.0.1:{other}"' for other in routes)
+            config.write_text(
+                config.read_text().replace("server_name: cncmon", f"server_name: cncmon-{number}")
+                + f'cluster {{ name: cncmon, listen: "127.0.0.1:{route}", routes: [{others}] }}\n'
+            )
+            server = Server(command, port, folder / f"nats-{number}.log")
+            server.start()
+            stack.callback(server.stop)
+            made.append(server)
+        yield made
+
+
 class Postgres(Server):
     """A PostgreSQL server; `dsn` is its maintenance database's URL."""
 
