@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROGRAMS = ("codec", "startup", "capture", "main_job", "pipeline", "control", "edge", "operator")
+PROGRAMS = ("codec", "startup", "capture", "main_job", "pipeline", "query", "footprint", "control", "edge", "operator")
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ def _load(
         _steady(report, name, watch, machines * hz, _json_bytes(disk.path / "agent"))
         seen = plant.folder / f"{name}.seen"
         names = machine_names(file)
-        with reading(plant, names, seen):
+        with reading(plant, latency.probes_of(names), seen):
             agent = plant.agent(
                 file,
                 disk.path / "agent",
@@ -186,8 +186,9 @@ def measure(report: Report, quick: bool) -> None:
         for interval_ms in (2000, 10_000):
             _load(report, plant, f"load_10_sync_{interval_ms}ms", 10, 1, 60, sync_interval_ms=interval_ms)
         _load(report, plant, "load_250", 50, 5, 120)
-        for outage in recovery.OUTAGES[1:]:
+        for outage in recovery.OUTAGES[1:-1]:
             recovery.measure(report, plant, *outage)
+        recovery.measure_beside_others(report, plant)
         _outage(report, plant, 600)
 
 

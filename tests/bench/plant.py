@@ -141,8 +141,10 @@ class Plant:
         for _ in range(workers):
             self.start("cncmon_ingest.main", environ, "run", name="ingest")
 
-    def machines(self, number: int, hz: float, poll_log: Path | None = None) -> tuple[Part, Path]:
-        """Start simulated machines; return their process and their documents."""
+    def machines(
+        self, number: int, hz: float, poll_log: Path | None = None, edge: str | None = None
+    ) -> tuple[Part, Path]:
+        """Start simulated machines, of an edge of their own where one is named; return process and documents."""
         file = self.folder / f"machines-{next(self.numbers)}.yaml"
         first = ports.pick(number)[0]
         part = self.start(
@@ -156,7 +158,8 @@ class Plant:
                 "CNCMON_SIMULATOR_CONTROL_PORT": "-1",
                 "CNCMON_SIMULATOR_MACHINES_FILE": str(file),
                 "CNCMON_SIMULATOR_POLL_LOG": str(poll_log or ""),
-            },
+            }
+            | ({"CNCMON_SIMULATOR_EDGE": edge, "CNCMON_SIMULATOR_NAME_PREFIX": f"{edge}-"} if edge else {}),
         )
         deadline_s = time.monotonic() + START_S_MAX
         while not file.exists() and time.monotonic() < deadline_s:

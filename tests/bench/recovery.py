@@ -1,14 +1,17 @@
 """How an edge comes back from an outage: a backlog on its disk of a stated length, while it reads machines."""
 
 import asyncio
+import contextlib
 import json
 import math
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 
@@ -28,6 +31,9 @@ from cncmon_standalone.proof.compare import Window
 
 OUTAGES = (("1 min", 60, 2), ("1 h", 3600, 15), ("12 h", 43_200, 100), ("24 h", 86_400, 200))
 """Name, seconds, seconds that recovery may take."""
+
+OTHERS, OTHER_EDGE = 100, "others"
+"""With them 1,000 samples a second are live beside the longest replay."""
 
 COPY_ROWS = 5000
 COPY_S = 5.0
@@ -73,16 +79,49 @@ def _frames_of(data: bytes) -> list[bytes]:
     return frames.split(frames.decompress(data))[0]
 
 
-def measure(report: Report, plant: Plant, name: str, seconds: float, reach_s: float) -> None:
-    """An agent that comes back to a server with a backlog on its disk, while it reads machines."""
+class Live(NamedTuple):
+    """Machines that are read live; what they answered, and what their agent accepted."""
+
+    names: list[str]
+    polls: Path
+    accepted: Path
+
+    def p99_ms(self, seen: Path, window: Window) -> float:
+        """Return how long their samples took until they could be queried."""
+        probes = latency.probes_of(self.names)
+        return latency.measure(seen, AcceptedLog(self.accepted), self.polls, window, probes).p99 or math.nan
+
+
+@contextlib.contextmanager
+def _others(plant: Plant) -> Iterator[Live]:
+    """Run another edge with 100 machines at 10 Hz, which never was away."""
+    data = plant.folder / "others"
+    data.mkdir()
+    polls, accepted = data / "bench.polls", data / "bench.accepted"
+    simulator, file = plant.machines(OTHERS, HZ, polls, OTHER_EDGE)
+    agent = plant.agent(file, data / "agent", accepted_log=str(accepted), edge=OTHER_EDGE)
+    try:
+        agent.wait_for("connected to NATS")
+        yield Live(machine_names(file), polls, accepted)
+    finally:
+        agent.stop()
+        simulator.stop()
+        shutil.rmtree(data)
+
+
+def measure(
+    report: Report, plant: Plant, name: str, seconds: float, reach_s: float, others: Live | None = None
+) -> None:
+    """An agent that comes back to a server with a backlog on its disk, while it reads machines; others go on."""
     copy_rate = _copy_limit(plant)
     data = plant.folder / f"recovery-{seconds}"
     settings = AgentSettings(spool_free_bytes_min=0)
     filled = fill(data, seconds, settings)
     polls, accepted, seen = (data / f"bench.{kind}" for kind in ("polls", "accepted", "seen"))
     simulator, file = plant.machines(MACHINES, HZ, polls)
-    names = machine_names(file)
-    with reading(plant, names, seen):
+    ours = Live(machine_names(file), polls, accepted)
+    probes = [name for live in (ours, others) if live for name in latency.probes_of(live.names)]
+    with reading(plant, probes, seen):
         time.sleep(2)
         started_ns = time.time_ns()
         agent = plant.agent(file, data, accepted_log=str(accepted))
@@ -113,9 +152,11 @@ def measure(report: Report, plant: Plant, name: str, seconds: float, reach_s: fl
     report.add(f"{label}.lost", Figure(filled.samples - stored["different"], "samples", None, "", 0, "at_most"))
     report.add(f"{label}.duplicated", Figure(stored["stored"] - stored["different"], "samples", None, "", 0, "at_most"))
     report.add(f"{label}.rss", Figure(watch.rss_max, "MB", None, "", 50, "at_most"))
-    found = latency.measure(seen, AcceptedLog(accepted), polls, Window(started_ns, ended_ns), latency.probes_of(names))
-    limit_ms = AgentSettings().linger_ms / 2
-    report.add(f"{label}.live_p99", Figure(found.p99 or math.nan, "ms", limit_ms, "half a linger", 500, "at_most"))
+    window, limit_ms = Window(started_ns, ended_ns), AgentSettings().linger_ms / 2
+    for what, live in (("live", ours), ("others", others)):
+        if live is not None:
+            p99 = live.p99_ms(seen, window)
+            report.add(f"{label}.{what}_p99", Figure(p99, "ms", limit_ms, "half a linger", 500, "at_most"))
     first_s, imports_s = _first_live_s(agent, accepted, started_ns), _imports_s()
     report.add(f"{label}.first_live", Figure(first_s, "s", imports_s, "imports alone", 2, "at_most"))
     fetch(plant, "TRUNCATE sensor_data")
@@ -137,3 +178,9 @@ def _first_live_s(agent: Part, accepted: Path, started_ns: int) -> float:
             first = entry["samples"][0][2]
             return datetime.fromisoformat(first).timestamp() - started_ns / 1e9
     return math.nan
+
+
+def measure_beside_others(report: Report, plant: Plant) -> None:
+    """The longest outage, while others' samples are live."""
+    with _others(plant) as others:
+        measure(report, plant, *OUTAGES[-1], others)

@@ -13,7 +13,6 @@ from pathlib import Path
 import asyncpg
 
 from bench.plant import CountingDisk, Memory, Part, Plant, cpu_s, memory, written_bytes
-from cncmon_standalone.proof import latency
 
 
 class Watch:
@@ -60,12 +59,12 @@ class Watch:
 
 
 @contextmanager
-def reading(plant: Plant, machines: list[str], seen: Path) -> Iterator[None]:
+def reading(plant: Plant, probes: list[str], seen: Path) -> Iterator[None]:
     """Look into the database from outside, as fast as a dashboard never would."""
     environ = os.environ | {"CNCMON_READER_DSN": plant.postgres.dsn, "CNCMON_READER_INTERVAL_MS": "10"}
     with (plant.folder / "reader.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cncmon_standalone.proof.reader", str(seen), *latency.probes_of(machines)],
+            [sys.executable, "-P", "-m", "cncmon_standalone.proof.reader", str(seen), *probes],
             env=environ,
             stdout=log,
             stderr=log,

@@ -50,11 +50,15 @@ def cpu_s(pid: int) -> float:
 
 
 class Drained(NamedTuple):
-    """rate: messages a second from the first that was stored; cost: from then on. rss_mb: the most of a worker."""
+    """rate: messages a second from the first that was stored; cost: from then on. rss_mb: the most of a worker.
+
+    growth_mb: how much of that came after the first tenth.
+    """
 
     rate: float
     cost: Cost
     rss_mb: float
+    growth_mb: float = 0.0
 
 
 async def floor(client: Client) -> tuple[int, int]:
@@ -73,7 +77,7 @@ async def drain(
     done: called with how many more messages are stored.
     """
     first: tuple[float, int] | None = None
-    before, rss_mb, said = pids.cost(), 0.0, begin
+    before, rss_mb, tenth_mb, said = pids.cost(), 0.0, 0.0, begin
     while True:
         reached, last = await floor(client)
         now_s = time.monotonic()
@@ -83,7 +87,11 @@ async def drain(
             # The workers have started by now: what they take for that is not what is measured.
             first, before = (now_s, reached), pids.cost()
         rss_mb = max(rss_mb, pids.rss_mb())
+        if reached - begin <= (last - begin) / 10:
+            tenth_mb = rss_mb
         if reached >= last and first is not None:
             break
         await asyncio.sleep(LOOK_S)
-    return Drained((last - first[1]) / max(now_s - first[0], LOOK_S), pids.cost().since(before), rss_mb)
+    return Drained(
+        (last - first[1]) / max(now_s - first[0], LOOK_S), pids.cost().since(before), rss_mb, rss_mb - tenth_mb
+    )

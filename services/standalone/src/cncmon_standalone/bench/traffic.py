@@ -1,8 +1,9 @@
 """Batches as agents send them, made once and published as fast as is asked: in a process of its own.
 
-`python -m cncmon_standalone.bench.traffic URL FILE MESSAGES PENDING_MAX [DSN MARKS_MAX]`: publishes messages of the
-file in turn, each time as new batches of new epochs, and waits while more than PENDING_MAX of them wait to be stored
-(-1: does not), or more than MARKS_MAX ranges to be computed. Prints what it did as one JSON document.
+`python -m cncmon_standalone.bench.traffic URL FILE MESSAGES PENDING_MAX [DSN MARKS_MAX [RATE]]`: publishes messages
+of the file in turn, each time as new batches of new epochs, and waits while more than PENDING_MAX of them wait to be
+stored (-1: does not), or more than MARKS_MAX ranges to be computed; RATE: samples a second at most. Prints what it did
+as one JSON document.
 """
 
 import asyncio
@@ -95,8 +96,17 @@ class Waiting(Protocol):
         """Whether to wait."""
 
 
-async def publish(client: Client, found: list[Message], count: int, waits: Sequence[Waiting] = ()) -> float:
-    """Publish so many messages, epoch by epoch; return how long that took, all PubAcks included, in seconds."""
+async def publish(
+    client: Client,
+    found: list[Message],
+    count: int,
+    waits: Sequence[Waiting] = (),
+    look_every: int = LOOK_EVERY_MESSAGES,
+) -> float:
+    """Publish so many messages, epoch by epoch; return how long that took, all PubAcks included, in seconds.
+
+    waits: asked before every so many messages.
+    """
     js = client.jetstream(publish_async_max_pending=IN_FLIGHT_MAX)
     began_s = time.monotonic()
     epoch, base = 0, 0
@@ -109,7 +119,7 @@ async def publish(client: Client, found: list[Message], count: int, waits: Seque
         headers = headers_of(message, epoch, at + 1, base, edge)
         base += message.frames
         await js.publish_async(names.samples_subject(SITE, edge), message.data, headers=headers)
-        if number % LOOK_EVERY_MESSAGES == 0:
+        if number % look_every == 0:
             for wait in waits:
                 while await wait():  # noqa: ASYNC110 two servers are asked, neither of which would tell
                     await asyncio.sleep(0.002)
@@ -142,13 +152,31 @@ def rollups_wait(connection: asyncpg.Connection, marks_max: int) -> Waiting:
     return waits
 
 
-async def _main(url: str, found: list[Message], count: int, pending_max: int, dsn: str, marks_max: int) -> None:
+def paced(rate: float, frames_each: int) -> Waiting:
+    """Wait while more samples a second are published than this, in messages of so many."""
+    began_s, asked = time.monotonic(), 0
+
+    async def waits() -> bool:
+        nonlocal asked
+        if time.monotonic() - began_s < asked * frames_each / rate:
+            return True
+        asked += 1
+        return False
+
+    return waits
+
+
+async def _main(
+    url: str, found: list[Message], count: int, pending_max: int, dsn: str, marks_max: int, rate: float
+) -> None:
     client = Client()
     await client.connect(url)
     waits = [stream_waits(client, pending_max)] if pending_max >= 0 else []
     if dsn:
         waits.append(rollups_wait(await asyncpg.connect(dsn), marks_max))
-    took_s = await publish(client, found, count, waits)
+    if rate:
+        waits.append(paced(rate, found[0].frames))
+    took_s = await publish(client, found, count, waits, look_every=1 if rate else LOOK_EVERY_MESSAGES)
     await client.close()
     print(json.dumps({"seconds": took_s, "messages": count}))
 
@@ -166,8 +194,8 @@ def save(file: Path, found: list[Message]) -> None:
 def main() -> None:
     """Publish as the command line says."""
     url, file, count, pending_max, *rest = sys.argv[1:]
-    dsn, marks_max = rest or ("", "0")
-    asyncio.run(_main(url, load(Path(file)), int(count), int(pending_max), dsn, int(marks_max)))
+    dsn, marks_max, rate = (*rest, *("", "0", "0")[len(rest) :])
+    asyncio.run(_main(url, load(Path(file)), int(count), int(pending_max), dsn, int(marks_max), float(rate)))
 
 
 if __name__ == "__main__":

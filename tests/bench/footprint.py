@@ -1,0 +1,79 @@
+"""The memory of the cloud side of a small plant: NATS, one ingest worker and PostgreSQL while samples flow.
+
+PSS: of what processes share, each has its part (`/proc/PID/smaps_rollup`), so that their sum is what is really taken.
+"""
+
+import asyncio
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import asyncpg
+import psutil
+
+from bench.plant import Plant
+from bench.report import Figure, Report, run
+from cncmon_standalone.bench import traffic
+from cncmon_standalone.embedded.postgres import SETTINGS
+from testkit.servers import running_nats, running_postgres
+
+RATE, FRAMES = 1000, 100
+TIMES = 12
+"""A minute of samples, so often, each time as of another minute."""
+MINUTES, MINUTES_QUICK = 10.0, 0.5
+ORIGINAL_MB = 111
+
+
+def pss_mb(pid: int) -> float:
+    """Return the proportional set size of a process and all that it started, in 10^6 bytes."""
+    total_kb = 0
+    for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        found = re.search(r"\nPss:\s+(\d+) kB", text)
+        total_kb += int(found[1]) if found else 0
+    return total_kb * 1024 / 1e6
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Let 1,000 samples a second of 100 machines flow for ten minutes, in batches as an agent sends them."""
+    seconds = 60 * (MINUTES_QUICK if quick else MINUTES)
+    with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
+        folder = Path(name)
+        messages = folder / "messages"
+        traffic.save(messages, traffic.messages(traffic.shop_samples(60_000), FRAMES, TIMES))
+        with running_nats(folder) as nats, running_postgres({"fsync": "on"}) as postgres:
+            print(f"PostgreSQL as it is shipped: shared_buffers {SETTINGS['shared_buffers']}", flush=True)
+            plant = Plant(folder, nats, postgres)
+            plant.ingest(1)
+            worker = plant.parts[-1]
+            url = f"nats://127.0.0.1:{nats.port}"
+            command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(messages), str(10**7), "-1"]
+            try:
+                with subprocess.Popen([*command, "", "0", str(RATE)]) as publisher:
+                    time.sleep(seconds)
+                    publisher.kill()
+                pids = {"nats": nats.pid, "ingest": worker.process.pid, "postgres": postgres.pid}
+                found = {kind: pss_mb(pid) for kind, pid in pids.items()}
+                stored = asyncio.run(_stored(postgres.dsn))
+            finally:
+                for part in reversed(plant.parts):
+                    part.stop()
+    for kind, value in found.items():
+        report.add(f"footprint.{kind}", Figure(value, "MB"))
+    total = sum(found.values())
+    report.add("footprint.all", Figure(total, "MB", ORIGINAL_MB, "the original system", 150, "at_most"))
+    report.add("footprint.stored", Figure(stored / seconds, "samples/s"))
+
+
+async def _stored(dsn: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    number: int = await connection.fetchval("SELECT count(*) FROM sensor_data")
+    await connection.close()
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(run("footprint", measure))
