@@ -186,7 +186,7 @@ def measure(report: Report, quick: bool) -> None:
         for interval_ms in (2000, 10_000):
             _load(report, plant, f"load_10_sync_{interval_ms}ms", 10, 1, 60, sync_interval_ms=interval_ms)
         _load(report, plant, "load_250", 50, 5, 120)
-        for outage in recovery.OUTAGES[1:-1]:
+        for outage in recovery.OUTAGES[1:]:
             recovery.measure(report, plant, *outage)
         recovery.measure_beside_others(report, plant)
         _outage(report, plant, 600)

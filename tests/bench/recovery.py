@@ -182,5 +182,7 @@ def _first_live_s(agent: Part, accepted: Path, started_ns: int) -> float:
 
 def measure_beside_others(report: Report, plant: Plant) -> None:
     """The longest outage, while others' samples are live."""
+    _, seconds, reach_s = OUTAGES[-1]
     with _others(plant) as others:
-        measure(report, plant, *OUTAGES[-1], others)
+        # They have their share of the processors: what is demanded is that nobody's live samples wait.
+        measure(report, plant, "24 h beside others", seconds, 2 * reach_s, others)
