@@ -4,6 +4,7 @@ Every limit is checked before memory is taken for what it limits. A message of e
 system sent.
 """
 
+import threading
 from collections.abc import Iterable
 from struct import Struct as Packer
 from typing import Final, NamedTuple
@@ -86,6 +87,17 @@ def compress(payload: bytes, level: int = 3) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(payload)
 
 
+_kept = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """Return this thread's, which may be used again and again: a new one costs as much as a hundred frames."""
+    if not hasattr(_kept, "decompressor"):
+        _kept.decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
+    found: zstandard.ZstdDecompressor = _kept.decompressor
+    return found
+
+
 def decompress(data: bytes) -> bytes:
     """Return the payload of a message with `Cncmon-Encoding: zstd`.
 
@@ -98,9 +110,9 @@ def decompress(data: bytes) -> bytes:
             raise MessageError(
                 "too_large", f"{size} bytes decompressed; a message has at most {DECOMPRESSED_BYTES_MAX}"
             )
-        decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
         if size > 0:
-            return decompressor.decompress(data, allow_extra_data=False)
+            return _decompressor().decompress(data, allow_extra_data=False)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
         # The sender did not say how much it is: read one byte past the limit and no further.
         with decompressor.stream_reader(data) as reader:
             payload = reader.read(DECOMPRESSED_BYTES_MAX + 1)
