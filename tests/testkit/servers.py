@@ -45,6 +45,7 @@ class Server:
             self._process = subprocess.Popen(
                 command.argv,
                 cwd=command.cwd,
+                env=os.environ | dict(command.environ),
                 user=command.uid,
                 group=command.gid,
                 extra_groups=None if command.uid is None else [],

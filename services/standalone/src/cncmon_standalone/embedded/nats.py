@@ -10,6 +10,12 @@ SYNC_INTERVAL = "1s"
 """A PubAck is not durable before the next sync (the server's default is 2 minutes); a second costs little here."""
 
 
+GC_PERCENT = "40"
+"""Go's garbage collector runs when the heap has grown by so much (its default is 100): 33 MB instead of 46 at 1,000
+samples a second, on a machine that has PostgreSQL and all services beside it.
+"""
+
+
 def program() -> Path:
     """Return the server's program file."""
     return Path(binary_path())
@@ -33,7 +39,8 @@ jetstream {{
 """,
         encoding="utf-8",
     )
-    return Command(name="nats", argv=[str(program()), "-c", str(config)], cwd=folder)
+    argv = [str(program()), "-c", str(config)]
+    return Command(name="nats", argv=argv, environ={"GOGC": GC_PERCENT}, cwd=folder)
 
 
 def url(port: int) -> str:
