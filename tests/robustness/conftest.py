@@ -1,10 +1,12 @@
 """Plants for the scenarios, and the table at the end of a round."""
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from cncmon_ingest.migrate import migrate
@@ -66,7 +68,9 @@ async def migrated(own_postgres: Postgres) -> AsyncIterator[Postgres]:
     await migrate(connection)
     await connection.close()
     yield own_postgres
-    own_postgres.resume()
+    # Killed and not started again, it has nothing to go on with.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        own_postgres.resume()
 
 
 def _name(request: pytest.FixtureRequest) -> str:

@@ -113,9 +113,12 @@ async def test_poison(plant: Plant) -> None:
                     deaths += 1
                     plant.ingest.start()
                 await asyncio.sleep(0.1)
+        details = await connection.fetch("SELECT detail FROM dead_letters WHERE reason = 'poison'")
         await connection.close()
         plant.notes["deaths"] = str(deaths)
         assert deaths >= 3
+        assert all("signal 9" in row["detail"] for row in details), "tried alone, in a process of its own, each died"
+        assert "Traceback" not in plant.ingest.log.read_text(), "killed, and nothing else"
         await plant.recovered()
     finding = await plant.judge()
     assert finding.holds, finding.complaints

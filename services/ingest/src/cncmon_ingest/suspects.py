@@ -6,7 +6,6 @@ begins. If that process dies, the message is buried; if it is stored, it was inn
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections import deque
 from datetime import datetime
@@ -174,10 +173,9 @@ class Suspects:
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cncmon_ingest.alone"),
+                *(sys.executable, "-P", "-m", "cncmon_ingest.alone"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=os.environ,
                 limit=LINE_BYTES_MAX,
             )
         return self._process
