@@ -3,7 +3,6 @@
 PSS: of what processes share, each has its part (`/proc/PID/smaps_rollup`), so that their sum is what is really taken.
 """
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -11,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import asyncpg
 import psutil
 
 from bench.plant import Plant
 from bench.report import Figure, Report, run
+from bench.watch import fetch
 from cncmon_standalone.bench import traffic
 from testkit.servers import running_nats, running_postgres
 
@@ -23,7 +22,7 @@ RATE, FRAMES = 1000, 100
 TIMES = 12
 """A minute of samples, so often, each time as of another minute."""
 SMALL = {"fsync": "on", "shared_buffers": "16MB"}
-"""What a plant sets that counts megabytes; with the 64 MB that are shipped it is 48 MB more."""
+"""What a plant sets that counts megabytes; with the 64 MB that are shipped it was 58 MB more."""
 
 MINUTES, MINUTES_QUICK = 10.0, 0.5
 ORIGINAL_MB = 111
@@ -55,11 +54,13 @@ def measure(report: Report, quick: bool) -> None:
             command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(messages), str(10**7), "-1"]
             try:
                 with subprocess.Popen([*command, "", "0", str(RATE)]) as publisher:
-                    time.sleep(seconds)
-                    publisher.kill()
+                    try:
+                        time.sleep(seconds)
+                    finally:
+                        publisher.kill()
                 pids = {"nats": nats.pid, "ingest": worker.process.pid, "postgres": postgres.pid}
                 found = {kind: pss_mb(pid) for kind, pid in pids.items()}
-                stored = asyncio.run(_stored(postgres.dsn))
+                stored = fetch(plant, "SELECT count(*) FROM sensor_data")[0][0]
             finally:
                 for part in reversed(plant.parts):
                     part.stop()
@@ -68,13 +69,6 @@ def measure(report: Report, quick: bool) -> None:
     total = sum(found.values())
     report.add("footprint.all", Figure(total, "MB", ORIGINAL_MB, "the original system", 150, "at_most"))
     report.add("footprint.stored", Figure(stored / seconds, "samples/s"))
-
-
-async def _stored(dsn: str) -> int:
-    connection = await asyncpg.connect(dsn)
-    number: int = await connection.fetchval("SELECT count(*) FROM sensor_data")
-    await connection.close()
-    return number
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ import asyncpg
 import uvloop
 from nats.aio.client import Client
 
-from bench.plant import Part, Plant, cpu_s
+from bench.plant import Part, Plant
 from bench.report import Figure, Report, run
 from cncmon_core.frames import join
 from cncmon_core.sample import encode_sample
 from cncmon_ingest import rows
 from cncmon_standalone.bench import limits, traffic
-from cncmon_standalone.bench.measure import Cost, Drained, Pids, drain, floor
+from cncmon_standalone.bench.measure import Cost, Drained, Pids, cpu_s, drain, floor
 from testkit.parts import timescaledb_programs
 from testkit.servers import Postgres, running_nats, running_postgres
 
@@ -37,6 +37,8 @@ BACKLOG_FRAMES, LIVE_FRAMES = 500, 100
 DRAIN_SAMPLES, BACKLOG_SAMPLES, SUSTAINED_S, PENDING_MAX = 2_000_000, 10_000_000, 60.0, 400
 ROLLUP_SHARE, MARKS_MAX = 0.7, 400
 """As shipped; and how many ranges may wait to be computed before the publisher waits."""
+WARM_UP_S, RSS_LOOK_S = 10.0, 0.2
+"""Before a sustained rate is taken: the workers have started and rollups have their first turns behind them."""
 DISTINCT_TIMES = 40
 """Where rollups are computed, no time comes twice: eight million samples, of 100 machines in two hours."""
 SINGLE_MESSAGES, BURST_MESSAGES, PUBLISHERS, WINDOW = 50_000, 10_000, 10, 200
@@ -113,7 +115,7 @@ def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: li
         # The limit before and after: the machine is shared, and the better of the two is taken.
         before = asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers))
         _fill(url, file, count)
-        rate, cost, rss_mb, _ = asyncio.run(_drain(pipeline, url, workers))
+        drained = asyncio.run(_drain(pipeline, url, workers))
         wrong = abs(asyncio.run(_rows(pipeline.plant.postgres.dsn)) - count * BACKLOG_FRAMES)
         pipeline.empty()
         limit = max(before, asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers)))
@@ -121,10 +123,10 @@ def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: li
         report.add(f"{name}.lost_or_doubled", Figure(wrong, "samples", None, "", 0, "at_most"))
         report.add(f"{name}.copy_limit", Figure(limit, "rows/s"))
         wanted = None if reach is None else reach * limit
-        stored = Figure(rate * BACKLOG_FRAMES, "samples/s", limit, f"COPY, {workers} connections", wanted)
+        stored = Figure(drained.rate * BACKLOG_FRAMES, "samples/s", limit, f"COPY, {workers} connections", wanted)
         report.add(name, stored)
-        _cost_figures(report, name, cost, count * BACKLOG_FRAMES)
-        report.add(f"{name}.rss", Figure(rss_mb, "MB", None, "", 120, "at_most"))
+        _cost_figures(report, name, drained.cost, drained.messages * BACKLOG_FRAMES)
+        report.add(f"{name}.rss", Figure(drained.rss_mb, "MB", None, "", 120, "at_most"))
 
 
 def _backlog(report: Report, pipeline: Pipeline, url: str, file: Path) -> None:
@@ -164,12 +166,12 @@ def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds
     command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(10**7), str(PENDING_MAX)]
     with subprocess.Popen([*command, dsn, str(MARKS_MAX)] if rollups else command) as publisher:
         try:
-            time.sleep(10 if rollups else 5)
+            time.sleep(WARM_UP_S)
             began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.pids.cost()
             published, rss_mb = cpu_s(publisher.pid), 0.0
             while time.monotonic() - began_s < seconds:
                 rss_mb = max(rss_mb, pipeline.pids.rss_mb())
-                time.sleep(0.2)
+                time.sleep(RSS_LOOK_S)
             stored, spent = asyncio.run(_stored(dsn)) - before, pipeline.pids.cost().since(cost)
             took_s = time.monotonic() - began_s
             published = cpu_s(publisher.pid) - published
@@ -233,9 +235,11 @@ def _single(report: Report, pipeline: Pipeline, url: str, encoded: list[bytes], 
         return found
 
     fetch = asyncio.run(limit())
-    rate, cost, *_ = asyncio.run(_drain(pipeline, url, 2))
-    report.add("pipeline.single.drain", Figure(rate, "messages/s", fetch, "fetch and ack", max(20_000, 0.5 * fetch)))
-    _cost_figures(report, "pipeline.single", cost, count, None)
+    drained = asyncio.run(_drain(pipeline, url, 2))
+    report.add(
+        "pipeline.single.drain", Figure(drained.rate, "messages/s", fetch, "fetch and ack", max(20_000, 0.5 * fetch))
+    )
+    _cost_figures(report, "pipeline.single", drained.cost, drained.messages, None)
     pipeline.empty()
 
     async def burst() -> tuple[float, float]:

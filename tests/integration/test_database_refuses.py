@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,14 +26,6 @@ from testkit import ingest
 from testkit.ingest import drained, frame, publish_plain, until
 from testkit.ports import free_port
 from testkit.servers import Postgres, running_postgres
-
-
-@pytest.fixture
-async def migrated(own_postgres: Postgres) -> Postgres:
-    connection = await asyncpg.connect(own_postgres.dsn)
-    await migrate(connection)
-    await connection.close()
-    return own_postgres
 
 
 class Service:
@@ -79,7 +71,7 @@ class Service:
             raise AssertionError(f"it says {said!r}") from None
         await until(self._logged(text), 10)
 
-    def _logged(self, text: str):  # type: ignore[no-untyped-def]  # a condition for `until`
+    def _logged(self, text: str) -> Callable[[], Awaitable[bool]]:
         async def logged() -> bool:
             return text in self._log.read_text()
 

@@ -16,7 +16,6 @@ from cncmon_core import names
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
 from cncmon_ingest.errors import NotConnectedError
 from cncmon_ingest.generation import Generation, Life, Watch, behind
-from cncmon_ingest.migrate import migrate
 from cncmon_ingest.reconcile import reconcile
 from testkit.ingest import (
     EPOCH,
@@ -32,14 +31,6 @@ from testkit.ingest import (
 from testkit.servers import Postgres, running_replica
 
 SETTINGS: dict[str, Any] = {"ack_wait_ms": 1000, "sweep_interval_ms": 100, "hold_retry_ms_max": 200}
-
-
-@pytest.fixture
-async def migrated(own_postgres: Postgres) -> Postgres:
-    connection = await asyncpg.connect(own_postgres.dsn)
-    await migrate(connection)
-    await connection.close()
-    return own_postgres
 
 
 async def state_of(dsn: str) -> dict[str, Any]:

@@ -270,7 +270,7 @@ async def test_delivery_d6_no_database_and_an_older_schema_are_told(
     with pytest.raises(OutageError):
         await run("postgresql://nobody@127.0.0.1:1/nothing", path)
     await database.execute("DELETE FROM schema_migrations WHERE number > 1")
-    with pytest.raises(MigrationError, match="schema is version 1"):
+    with pytest.raises(MigrationError, match="schema is at migration 1, this program needs"):
         await run(postgres_dsn, path)
 
 

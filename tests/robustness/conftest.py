@@ -1,19 +1,15 @@
 """Plants for the scenarios, and the table at the end of a round."""
 
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import asyncpg
-import psutil
 import pytest
 
-from cncmon_ingest.migrate import migrate
 from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import LONG, LONG_SAMPLES, SEED, SIZE
 from robustness.validate.report import Result, table
-from testkit.servers import Postgres, Server, running_nats
+from testkit.servers import Server, running_nats
 
 TABLE = os.environ.get("CNCMON_ROBUSTNESS_TABLE", "")
 """File for the table's markdown rows."""
@@ -59,18 +55,6 @@ def plant_with(
         return Plant(_name(request), tmp_path, plant_nats, dsn, SEED, record_property)
 
     return make
-
-
-@pytest.fixture
-async def migrated(own_postgres: Postgres) -> AsyncIterator[Postgres]:
-    """A PostgreSQL server of the test's own, with the schema."""
-    connection = await asyncpg.connect(own_postgres.dsn)
-    await migrate(connection)
-    await connection.close()
-    yield own_postgres
-    # Killed and not started again, it has nothing to go on with.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        own_postgres.resume()
 
 
 def _name(request: pytest.FixtureRequest) -> str:

@@ -220,3 +220,12 @@ def own_postgres() -> Iterator[Postgres]:
     """A PostgreSQL of the test's own, durable as shipped: kill it, restart it."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture
+async def migrated(own_postgres: Postgres) -> Postgres:
+    """`own_postgres` with the current schema."""
+    connection = await asyncpg.connect(own_postgres.dsn)
+    await migrate(connection)
+    await connection.close()
+    return own_postgres

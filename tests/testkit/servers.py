@@ -79,6 +79,7 @@ class Server:
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:
             return
+        self.resume()  # a paused one would not hear it
         self._process.send_signal(self.command.stop_signal)
         try:
             self._process.wait(10)

@@ -46,7 +46,7 @@ async def test_bench_counts_rows_that_no_batch_accounts_for(
     )
     stored, doubled = await command._stored(postgres_dsn)
     assert (stored, doubled) == (3, 1)
-    drained = Drained(10.0, Cost(1, 1, 1), 80.0)
+    drained = Drained(10, 10.0, Cost(1, 1, 1), 80.0, 0.0)
     assert command._figures(1, drained, 1e5, 2, stored, doubled).doubled == 1
     lost = command._figures(1, drained, 1e5, 4, stored, doubled)
     assert lost.lost == 2

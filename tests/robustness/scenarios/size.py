@@ -22,8 +22,8 @@ class Size:
 
     rounds, kills, freezes: how often a fault is injected; freezes: one that takes long. calm_s, fault_s: how long
     traffic flows before a fault, and how long that lasts. machines, poll_interval_ms: of each edge. edges,
-    backlog_batches: where all come back at once. soak_machines, soak_interval_s: what is
-    sampled for a week; soak_faults: a day. timeout_s: of a test. recover_s_max: until all is in the database.
+    backlog_batches: where all come back at once. soak_machines, soak_interval_s: what is sampled for a week;
+    soak_faults: a day. timeout_s: of a test. recover_s_max: until all is in the database.
     """
 
     rounds: int

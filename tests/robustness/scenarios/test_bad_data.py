@@ -13,6 +13,7 @@ from cncmon_standalone.embedded import nats
 from robustness.scenarios.plant import Plant
 from robustness.scenarios.size import SIZE
 from robustness.traffic.raw_edge import RawEdge
+from testkit.ingest import drained, until
 
 SOUND = '{"machine_id":"e9-x001","timestamp":"2026-01-01T00:00:00Z","temperature":1.0,"spindle_speed":1.0'
 AWKWARD = {
@@ -73,7 +74,7 @@ async def test_messages_too_large(plant: Plant) -> None:
 
     Neither costs a connection, and what is smaller goes on.
     """
-    with raw_edge(plant, "e9", 500) as raw:
+    with raw_edge(plant, "e9", 500) as raw, raw_edge(plant, "e8", 2) as small:
         async with plant.running(edges=1, agents=False, machines=2), plant.client() as client:
             with pytest.raises(MaxPayloadError):
                 await client.publish(f"{names.STREAM}.hall.e9", b"x" * 10_000_000)
@@ -90,6 +91,9 @@ async def test_messages_too_large(plant: Plant) -> None:
                 await plant.flow(2.0)
                 connections = plant.proxy.connections
                 await plant.flow(2.0)
+                async with plant.client() as client:
+                    await small.send(client, 1)
+                    await until(lambda: drained(client))
                 assert plant.proxy.connections == connections, "no connection is lost over it"
                 assert "max_payload" in plant.agents[0].tail()
                 plant.nats.kill()

@@ -56,7 +56,7 @@ _CHECK_VIOLATION = "23514"
 _RETRY = frozenset({"40P01", "40001", "55P03"})
 
 
-_TODO = {
+_ADVICE = {
     "53100": "the database's disk is full: make room there; samples wait in the stream meanwhile",
     "53300": "the database has no connection left: raise its max_connections, or run fewer workers",
     "53400": "a limit of the database's settings is reached: raise it",
@@ -84,8 +84,8 @@ def translate(error: Exception) -> CncmonError:
     if sqlstate in _RETRY:
         return RetryError(str(error))
     said = str(error) or type(error).__name__
-    if sqlstate in _TODO:
-        return OutageError(f"{_TODO[sqlstate]} ({sqlstate} {said})")
+    if sqlstate in _ADVICE:
+        return OutageError(f"{_ADVICE[sqlstate]} ({sqlstate} {said})")
     return OutageError(f"{sqlstate} {said}" if sqlstate else said)
 
 

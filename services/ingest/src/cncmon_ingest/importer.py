@@ -20,7 +20,7 @@ from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import ExportError, MigrationError
 from cncmon_ingest.exports import Damaged, Exported
-from cncmon_ingest.migrate import LATEST, version
+from cncmon_ingest.migrate import schema
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 
@@ -77,9 +77,8 @@ async def run(
 async def _store(settings: IngestSettings) -> AsyncIterator[Store]:
     connection: asyncpg.Connection = await connect(settings.database_dsn)
     try:
-        found = await version(connection)
-        if found != LATEST:
-            raise MigrationError(f"the database's schema is version {found}, this program's is {LATEST}")
+        if (problem := (await schema(connection)).problem()) is not None:
+            raise MigrationError(problem)
         # There are no messages without identity here, so no stream that they could have their place in.
         yield Store(connection, datetime.min.replace(tzinfo=UTC))
     finally:

@@ -62,8 +62,8 @@ _MACHINE: Final = 2 + 4 + 8
 def by_machine(packed: Iterable[bytes]) -> list[bytes]:
     """Return rows with those of each machine behind one another, in the order in which they came.
 
-    Who reads a machine's samples, for rollups or a chart, finds some twenty of them in a page instead of one. Costs
-    0.1 to 0.3 µs a row, saves a quarter of computing rollups.
+    Who reads a machine's samples finds them in a few pages instead of one in each. Costs 0.13 µs a row, saves a tenth
+    to a third of computing rollups.
     """
     machines: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for row in packed:

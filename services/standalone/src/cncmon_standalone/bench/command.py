@@ -38,7 +38,7 @@ class Options:
 
 
 class Drain(msgspec.Struct, kw_only=True):
-    """One drain. copy_limit: rows a second of bare COPY by as many connections, two at most; cpu in µs a sample."""
+    """One drain. copy_limit_s: rows a second of bare COPY by as many connections, two at most; cpu in µs a sample."""
 
     workers: int
     samples_s: float
@@ -216,13 +216,13 @@ class _Bench:
 
 
 def _figures(workers: int, drained: Drained, limit: float, samples: int, stored: int, doubled: int) -> Drain:
-    rate = drained.rate * FRAMES_EACH
+    rate, measured = drained.rate * FRAMES_EACH, drained.messages * FRAMES_EACH
     return Drain(
         workers=workers,
         samples_s=rate,
         copy_limit_s=limit,
         ratio=rate / limit,
-        cpu_us={name: 1e6 * seconds / samples for name, seconds in drained.cost._asdict().items()},
+        cpu_us={name: 1e6 * seconds / measured for name, seconds in drained.cost._asdict().items()},
         rss_mb=drained.rss_mb,
         lost=max(0, samples - (stored - doubled)),
         doubled=doubled,

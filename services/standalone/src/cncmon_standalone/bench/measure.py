@@ -9,6 +9,7 @@ import psutil
 from nats.aio.client import Client
 
 from cncmon_core import names
+from cncmon_standalone.errors import UnusableError
 
 LOOK_S = 0.02
 
@@ -50,15 +51,16 @@ def cpu_s(pid: int) -> float:
 
 
 class Drained(NamedTuple):
-    """rate: messages a second from the first that was stored; cost: from then on. rss_mb: the most of a worker.
+    """messages: stored after the first look that found some stored; rate: of these a second; cost: of these alone.
 
-    growth_mb: how much of that came after the first tenth.
+    rss_mb: the most of a worker. growth_mb: how much of that came after the first tenth.
     """
 
+    messages: int
     rate: float
     cost: Cost
     rss_mb: float
-    growth_mb: float = 0.0
+    growth_mb: float
 
 
 async def floor(client: Client) -> tuple[int, int]:
@@ -75,6 +77,9 @@ async def drain(
     """Watch workers that have just been started drain the stream, whose floor was `begin` before.
 
     done: called with how many more messages are stored.
+
+    Raises:
+        UnusableError: all was stored before it could be looked at: there is nothing to be measured.
     """
     first: tuple[float, int] | None = None
     before, rss_mb, tenth_mb, said = pids.cost(), 0.0, 0.0, begin
@@ -92,6 +97,7 @@ async def drain(
         if reached >= last and first is not None:
             break
         await asyncio.sleep(LOOK_S)
-    return Drained(
-        (last - first[1]) / max(now_s - first[0], LOOK_S), pids.cost().since(before), rss_mb, rss_mb - tenth_mb
-    )
+    messages = last - first[1]
+    if not messages:
+        raise UnusableError("everything was stored before it could be measured: take more samples")
+    return Drained(messages, messages / (now_s - first[0]), pids.cost().since(before), rss_mb, rss_mb - tenth_mb)
