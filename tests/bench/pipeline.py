@@ -285,7 +285,9 @@ def measure(report: Report, quick: bool) -> None:
         files = {}
         for frames in (BACKLOG_FRAMES, LIVE_FRAMES):
             files[frames] = folder / f"messages-{frames}"
-            traffic.save(files[frames], traffic.messages(samples, frames))
+            made = traffic.messages(samples, frames)
+            traffic.save(files[frames], made)
+            report.add(f"pipeline.decode{frames}", Figure(limits.decode_rate(made), "samples/s"))
         encoded = [encode_sample(sample) for sample in samples[:20_000]]
         report.add("pipeline.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
         with running_nats(folder) as nats, running_database() as postgres:

@@ -132,9 +132,9 @@ class Plant:
         self.parts.append(part)
         return part
 
-    def ingest(self, workers: int = 2) -> None:
+    def ingest(self, workers: int = 2, environ: dict[str, str] | None = None) -> None:
         """Make tables and streams, and start workers: two, so that one decodes while the other waits for a commit."""
-        environ = {"CNCMON_INGEST_DATABASE_DSN": self.postgres.dsn}
+        environ = {"CNCMON_INGEST_DATABASE_DSN": self.postgres.dsn} | (environ or {})
         made = self.start("cncmon_ingest.main", environ, "bootstrap", name="bootstrap")
         if made.process.wait(START_S_MAX):
             raise SystemExit(made.log.read_text())

@@ -1,4 +1,4 @@
-"""FAULT 22: many edges with backlogs come back at once."""
+"""Many edges at once: all come back with their backlogs, or the database is away for all of them."""
 
 import asyncio
 import time
@@ -8,10 +8,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from cncmon_core import names
-from robustness.scenarios.plant import Plant
+from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import SIZE
 from robustness.traffic.local import LocalAgent
 from robustness.validate.live import watching
+from testkit.servers import Postgres
 
 FRAMES = 10
 """Samples in a batch of the backlog."""
@@ -24,6 +25,11 @@ LIVE_MS_MAX = 5000
 
 CONNECTIONS_EACH_MAX = 3
 """Connections that an edge may need: more would be a storm."""
+
+
+DATABASE_EDGES = 100
+DATABASE_DOWN_S = 30 * SIZE.calm_s
+"""In the long round as many of the agents' duplicate windows as 3 h are in production: 90."""
 
 
 def publish_errors() -> float:
@@ -39,29 +45,35 @@ async def live(edges: list[LocalAgent], stop: asyncio.Event) -> None:
         await asyncio.sleep(1 / len(edges))
 
 
+async def edges_of(plant: Plant, stack: AsyncExitStack, number: int, **changes: object) -> list[LocalAgent]:
+    """Run so many edges, all in this process."""
+    return [
+        await stack.enter_async_context(
+            plant.local_agent(
+                f"edge-{each:03d}",
+                seed=plant.seed + each,
+                generated=FRAMES // 2,
+                spool="off",
+                hot_bytes_max=1 << 20,
+                linger_ms=100,
+                linger_offline_ms=2000,
+                heartbeat_ms=5000,
+                watermark_poll_ms=5000,
+                state_save_ms=5000,
+                ack_timeout_ms=5000,
+                **changes,
+            )
+        )
+        for each in range(number)
+    ]
+
+
 @pytest.mark.timeout(300)
 async def test_many_edges_come_back_at_once(plant: Plant) -> None:
+    """FAULT 22: none keeps another from coming back."""
     backlog_s = SIZE.backlog_batches * 2.0
     async with plant.running(edges=0), AsyncExitStack() as stack:
-        edges = [
-            await stack.enter_async_context(
-                plant.local_agent(
-                    f"edge-{number:03d}",
-                    seed=plant.seed + number,
-                    generated=FRAMES // 2,
-                    outage_s=backlog_s,
-                    spool="off",
-                    hot_bytes_max=1 << 20,
-                    linger_ms=100,
-                    linger_offline_ms=2000,
-                    heartbeat_ms=5000,
-                    watermark_poll_ms=5000,
-                    state_save_ms=5000,
-                    ack_timeout_ms=5000,
-                )
-            )
-            for number in range(SIZE.edges)
-        ]
+        edges = await edges_of(plant, stack, SIZE.edges, outage_s=backlog_s)
         async with watching(plant.dsn, plant.folder, [f"edge-{n:03d}-x001" for n in range(SIZE.edges)]) as seen:
             await asyncio.sleep(2)
             plant.note_fault(f"{SIZE.edges} edges cut off, back at once")
@@ -94,3 +106,28 @@ async def test_many_edges_come_back_at_once(plant: Plant) -> None:
     assert stored == finding.batches, "the stream holds each batch once"
     assert latency.p99 is not None
     assert latency.p99 <= LIVE_MS_MAX
+
+
+async def test_database_down_for_100_edges(plant_with: MakePlant, migrated: Postgres) -> None:
+    """FAULT 38: what the stream has acknowledged it holds once; nobody sends again because nothing is stored."""
+    plant = plant_with(migrated.dsn)
+    async with plant.running(edges=0), AsyncExitStack() as stack:
+        edges = await edges_of(plant, stack, DATABASE_EDGES)
+        errors, stop = publish_errors(), asyncio.Event()
+        reading = asyncio.create_task(live(edges, stop))
+        await asyncio.sleep(SIZE.calm_s)
+        plant.note_fault(f"database down for {DATABASE_DOWN_S:.0f} duplicate windows")
+        migrated.kill()
+        await asyncio.sleep(DATABASE_DOWN_S)
+        twice = {name: times for name, times in (await plant.held()).items() if times > 1}
+        await asyncio.to_thread(migrated.start)
+        await plant.recovered()
+        await asyncio.sleep(SIZE.calm_s)
+        stop.set()
+        await reading
+    assert not twice, "sent again though the stream has it"
+    finding = await plant.holds()
+    assert publish_errors() == errors
+    async with plant.client() as client:
+        stored = (await client.jetstream().stream_info(names.STREAM)).state.messages
+    assert stored == finding.batches, "the stream holds each batch once"

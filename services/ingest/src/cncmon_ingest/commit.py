@@ -88,14 +88,19 @@ async def _bury_refused(store: Store, message: Decoded, error: RefusedError) -> 
 
 
 def _count(outcome: Outcome) -> None:
-    samples = 0
+    samples = dead = 0
     for message in outcome.new:
-        metrics.MESSAGES.labels("dead" if message.whole_dead else "stored").inc()
+        dead += message.whole_dead
         samples += len(message.packed)
         for letter in message.dead:
             metrics.DEAD.labels(letter.reason).inc()
             log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)
-    if outcome.known:
-        metrics.MESSAGES.labels("known").inc(len(outcome.known))
+    for disposition, messages in (
+        ("dead", dead),
+        ("stored", len(outcome.new) - dead),
+        ("known", len(outcome.known)),
+    ):
+        if messages:
+            metrics.MESSAGES.labels(disposition).inc(messages)
     metrics.SAMPLES.inc(samples)
     metrics.COMMIT_SAMPLES.observe(samples)

@@ -67,12 +67,12 @@ class Decoded(msgspec.Struct):
     @property
     def whole_dead(self) -> bool:
         """Nothing of the message could be used."""
-        return any(letter.frame == WHOLE_MESSAGE for letter in self.dead)
+        return bool(self.dead) and any(letter.frame == WHOLE_MESSAGE for letter in self.dead)
 
     @property
     def declares(self) -> bool:
         """Whether it speaks of other batches than itself: gaps and closings."""
-        return any(event.type in (EPOCH_CLOSED, GAP) for event in self.events)
+        return bool(self.events) and any(event.type in (EPOCH_CLOSED, GAP) for event in self.events)
 
     def bury(self, reason: str, detail: str) -> None:
         """Give up the whole message, with its bytes as they came."""

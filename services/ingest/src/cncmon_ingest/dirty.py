@@ -14,11 +14,14 @@ async def mark(connection: asyncpg.Connection, messages: Sequence[Decoded]) -> N
 
     What lies in the same ticks becomes one mark, so that live samples of a hundred machines are one and not a hundred.
     """
-    marks: dict[tuple[int, int], set[str]] = {}
+    alike: dict[tuple[int, ...], set[str]] = {}
     for message in messages:
         if message.packed:
-            for run in runs(message.ticks):
-                marks.setdefault(run, set()).update(message.machine_ids)
+            alike.setdefault(tuple(message.ticks), set()).update(message.machine_ids)
+    marks: dict[tuple[int, int], set[str]] = {}
+    for ticks, machines in alike.items():
+        for run in runs(ticks):
+            marks.setdefault(run, set()).update(machines)
     if marks:
         await connection.executemany(
             "INSERT INTO dirty_ranges (machine_ids, from_time, to_time) VALUES ($1, $2, $3)",

@@ -14,7 +14,7 @@ class IngestSettings(Struct, frozen=True):
     extra_subjects: Annotated[
         list[str], Meta(description="Subjects that CNC_DATA captures beside CNC_DATA.>, such as CNC.EDGE.*")
     ] = []
-    fetch_messages: Annotated[int, Meta(ge=1, le=5000, description="Most messages in one transaction.")] = 200
+    fetch_messages: Annotated[int, Meta(ge=1, le=5000, description="Most messages in one transaction.")] = 500
     fetch_bytes: Annotated[int, Meta(ge=1 << 20, description="Most bytes asked of the stream at once.")] = 8 << 20
     workers_max: Annotated[
         int, Meta(ge=1, description="Most workers side by side; max_ack_pending is 4 × this × fetch_messages.")
