@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 
@@ -30,6 +31,8 @@ import them where they are: 12 MB that no worker has.
 """
 
 MINUTES, MINUTES_QUICK = 10.0, 0.5
+LOOK_S, LOOKS = 5.0, 24
+"""Looked at so often once the time is over: an autovacuum that analyses the samples has 20 MB for a second or two."""
 ORIGINAL_MB = 111
 
 
@@ -62,26 +65,31 @@ def measure(report: Report, quick: bool) -> None:
             print(f"PostgreSQL: {SMALL}", flush=True)
             plant = Plant(folder, nats, postgres)
             plant.ingest(1, as_shipped(folder / "as-shipped"))
-            worker = plant.parts[-1]
+            pids = {"nats": nats.pid, "ingest": plant.parts[-1].process.pid, "postgres": postgres.pid}
             url = f"nats://127.0.0.1:{nats.port}"
             command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(messages), str(10**7), "-1"]
             try:
+                began_s = time.monotonic()
                 with subprocess.Popen([*command, "", "0", str(RATE)]) as publisher:
                     try:
                         time.sleep(seconds)
+                        looks = []
+                        for _ in range(4 if quick else LOOKS):
+                            looks.append({kind: pss_mb(pid) for kind, pid in pids.items()})
+                            time.sleep(LOOK_S)
+                        took_s = time.monotonic() - began_s
                     finally:
                         publisher.kill()
-                pids = {"nats": nats.pid, "ingest": worker.process.pid, "postgres": postgres.pid}
-                found = {kind: pss_mb(pid) for kind, pid in pids.items()}
                 stored = fetch(plant, "SELECT count(*) FROM sensor_data")[0][0]
             finally:
                 for part in reversed(plant.parts):
                     part.stop()
-    for kind, value in found.items():
-        report.add(f"footprint.{kind}", Figure(value, "MB"))
-    total = sum(found.values())
-    report.add("footprint.all", Figure(total, "MB", ORIGINAL_MB, "the original system", 150, "at_most"))
-    report.add("footprint.stored", Figure(stored / seconds, "samples/s"))
+    for kind in pids:
+        report.add(f"footprint.{kind}", Figure(median(look[kind] for look in looks), "MB"))
+    totals = [sum(look.values()) for look in looks]
+    report.add("footprint.all", Figure(median(totals), "MB", ORIGINAL_MB, "the original system", 150, "at_most"))
+    report.add("footprint.most", Figure(max(totals), "MB"))
+    report.add("footprint.stored", Figure(stored / took_s, "samples/s"))
 
 
 if __name__ == "__main__":
