@@ -6,10 +6,14 @@ import asyncpg
 import msgspec
 
 # A table of chunks or partitions is the sum of these; one of partitions has none of the rows itself.
-# reltuples: -1 where nobody has counted yet.
+# reltuples: -1 where nobody has counted yet; then what was written since the statistics began.
 _TABLES = """
 WITH parts AS (
-    SELECT c.relname AS name, c.oid AS whole, p.relid, CASE WHEN r.relkind = 'r' THEN r.reltuples END AS reltuples
+    SELECT c.relname AS name, c.oid AS whole, p.relid, CASE
+        WHEN r.relkind <> 'r' THEN 0
+        WHEN r.reltuples < 0 THEN pg_stat_get_live_tuples(p.relid)
+        ELSE r.reltuples
+    END AS rows
     FROM pg_class c
     CROSS JOIN LATERAL (
         SELECT c.oid AS relid UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid
@@ -19,7 +23,7 @@ WITH parts AS (
       AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
                       WHERE d.objid = c.oid AND d.deptype = 'e')
 )
-SELECT name, count(*) - 1 AS parts, sum(greatest(reltuples, 0))::bigint AS rows,
+SELECT name, count(*) - 1 AS parts, sum(rows)::bigint AS rows,
        sum(pg_total_relation_size(relid))::bigint AS bytes, sum(pg_indexes_size(relid))::bigint AS index_bytes
 FROM parts GROUP BY name ORDER BY bytes DESC, name
 """

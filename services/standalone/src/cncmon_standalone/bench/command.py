@@ -256,7 +256,7 @@ def _show(figures: Figures) -> None:
     )
     said = ", ".join(f"{name} {value}" for name, value in figures.database.items())
     out.print(f"[dim]PostgreSQL: {said}; rollups are put off.[/]\n", soft_wrap=True)
-    known = Table(box=None, padding=(0, 2), header_style="dim")
+    known = Table(box=None, padding=(0, 1), header_style="dim")
     known.add_column("what the parts can take at all")
     known.add_column("a second", justify="right")
     for connections, rate in figures.copy_s.items():
@@ -266,9 +266,10 @@ def _show(figures: Figures) -> None:
     known.add_row("publishing, acknowledged", f"{figures.publish_s:,.0f} samples")
     out.print(known)
     out.print()
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for title in ("drain of a full stream", "samples/s", "of COPY", "ingest", "PostgreSQL", "NATS", "memory"):
-        table.add_column(title, justify="left" if title.startswith("drain") else "right")
+    # Within 80 columns.
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for title in ("full stream drained", "samples/s", "of COPY", "ingest", "PostgreSQL", "NATS", "memory"):
+        table.add_column(title, justify="left" if title.startswith("full") else "right", no_wrap=True)
     for one in figures.drains:
         cpu = [f"{one.cpu_us[name]:.1f} µs" for name in ("ingest", "postgres", "nats")]
         name = f"by {one.workers} worker{'s' * (one.workers > 1)}"
