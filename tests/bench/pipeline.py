@@ -1,5 +1,8 @@
 """The cloud side at full speed: a full stream drained, samples that keep coming, single frames a message.
 
+Samples are of the original system's twelve fields; under `shop` also as the demo's agents send them, with five fields
+more and six extras, which are a quarter of what PostgreSQL does for such a sample (jsonb).
+
 Each rate stands beside its limit of the same run: bare COPY into the same table with as many connections, or bare fetch
 and ack. Every part is a process of its own; all of them, the publisher too, share this machine's cores.
 """
@@ -12,16 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import uvloop
+from msgspec import structs
 from nats.aio.client import Client
 
 from bench.plant import Part, Plant
 from bench.report import Figure, Report, run
 from cncmon_core.frames import join
-from cncmon_core.sample import encode_sample
+from cncmon_core.sample import CORE_FIELDS, FIELDS, Sample, encode_sample
 from cncmon_ingest import rows
 from cncmon_standalone.bench import limits, traffic
 from cncmon_standalone.bench.measure import Cost, Drained, Pids, cpu_s, drain, floor
@@ -109,8 +114,34 @@ def _cost_figures(report: Report, name: str, cost: Cost, samples: float, ingest_
         report.add(f"{name}.cpu.{part}", figure)
 
 
-def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: list[bytes], quick: bool) -> None:
-    count = DRAIN_SAMPLES // BACKLOG_FRAMES // (4 if quick else 1)
+@dataclass(frozen=True)
+class Traffic:
+    """Samples in one form: rows for the limit, files of batches by frames a message, and frames."""
+
+    packed: list[bytes]
+    files: dict[int, Path]
+    encoded: list[bytes]
+
+
+def _traffic(report: Report, name: str, samples: list[Sample], folder: Path) -> Traffic:
+    files = {}
+    for number in (BACKLOG_FRAMES, LIVE_FRAMES):
+        made = traffic.messages(samples, number)
+        files[number] = folder / f"{name}-{number}"
+        traffic.save(files[number], made)
+        report.add(f"{name}.decode{number}", Figure(limits.decode_rate(made), "samples/s"))
+    encoded = [encode_sample(sample) for sample in samples[:20_000]]
+    report.add(f"{name}.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
+    packed = [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples]
+    return Traffic(packed, files, encoded)
+
+
+def _drains(report: Report, pipeline: Pipeline, url: str, sent: Traffic, quick: bool, name: str = "pipeline") -> None:
+    count, file, packed = (
+        DRAIN_SAMPLES // BACKLOG_FRAMES // (4 if quick else 1),
+        sent.files[BACKLOG_FRAMES],
+        sent.packed,
+    )
     for workers, reach in ((1, 0.5), (2, 0.4), (4, None)):
         # The limit before and after: the machine is shared, and the better of the two is taken.
         before = asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers))
@@ -119,14 +150,14 @@ def _drains(report: Report, pipeline: Pipeline, url: str, file: Path, packed: li
         wrong = abs(asyncio.run(_rows(pipeline.plant.postgres.dsn)) - count * BACKLOG_FRAMES)
         pipeline.empty()
         limit = max(before, asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers)))
-        name = f"pipeline.drain{workers}"
-        report.add(f"{name}.lost_or_doubled", Figure(wrong, "samples", None, "", 0, "at_most"))
-        report.add(f"{name}.copy_limit", Figure(limit, "rows/s"))
+        drain_name = f"{name}.drain{workers}"
+        report.add(f"{drain_name}.lost_or_doubled", Figure(wrong, "samples", None, "", 0, "at_most"))
+        report.add(f"{drain_name}.copy_limit", Figure(limit, "rows/s"))
         wanted = None if reach is None else reach * limit
         stored = Figure(drained.rate * BACKLOG_FRAMES, "samples/s", limit, f"COPY, {workers} connections", wanted)
-        report.add(name, stored)
-        _cost_figures(report, name, drained.cost, drained.messages * BACKLOG_FRAMES)
-        report.add(f"{name}.rss", Figure(drained.rss_mb, "MB", None, "", 120, "at_most"))
+        report.add(drain_name, stored)
+        _cost_figures(report, drain_name, drained.cost, drained.messages * BACKLOG_FRAMES)
+        report.add(f"{drain_name}.rss", Figure(drained.rss_mb, "MB", None, "", 120, "at_most"))
 
 
 def _backlog(report: Report, pipeline: Pipeline, url: str, file: Path) -> None:
@@ -158,9 +189,11 @@ async def _stored(dsn: str) -> int:
     return int(number)
 
 
-def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds: float, *, rollups: bool) -> None:
+def _sustained(
+    report: Report, pipeline: Pipeline, url: str, file: Path, seconds: float, name: str, reach: float | None
+) -> None:
     """Store samples while they are published; with all rollups and states keeping up, or with these put off."""
-    name, reach = ("pipeline.sustained_rollups", 80_000) if rollups else ("pipeline.sustained", 150_000)
+    rollups = name.endswith("rollups")
     dsn = pipeline.plant.postgres.dsn
     pipeline.start(2, ROLLUP_SHARE if rollups else 0)
     command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(10**7), str(PENDING_MAX)]
@@ -182,7 +215,7 @@ def _sustained(report: Report, pipeline: Pipeline, url: str, file: Path, seconds
     report.add(name, Figure(stored / took_s, "samples/s", None, "", reach))
     if rollups:
         report.add(f"{name}.lag", Figure(lag_s, "s of samples", None, ""))
-    _cost_figures(report, name, spent, stored, None if rollups else 4.5)
+    _cost_figures(report, name, spent, stored, None if rollups or reach is None else 4.5)
     report.add(f"{name}.cpu.publisher", Figure(published / stored * 1e6, "µs/sample"))
     report.add(f"{name}.rss", Figure(rss_mb, "MB", None, "", 120, "at_most"))
     pipeline.empty()
@@ -281,33 +314,29 @@ def measure(report: Report, quick: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
         folder = Path(name)
         samples = traffic.shop_samples(SAMPLES)
-        packed = [rows.pack(sample, rows.microseconds(sample.timestamp)) for sample in samples]
-        files = {}
-        for frames in (BACKLOG_FRAMES, LIVE_FRAMES):
-            files[frames] = folder / f"messages-{frames}"
-            made = traffic.messages(samples, frames)
-            traffic.save(files[frames], made)
-            report.add(f"pipeline.decode{frames}", Figure(limits.decode_rate(made), "samples/s"))
-        encoded = [encode_sample(sample) for sample in samples[:20_000]]
-        report.add("pipeline.bytes_a_sample", Figure(sum(map(len, encoded)) / len(encoded), "B"))
+        twelve = [structs.replace(sample, **dict.fromkeys(FIELDS[len(CORE_FIELDS) :])) for sample in samples]
+        sent = _traffic(report, "pipeline", twelve, folder)
+        shop = _traffic(report, "pipeline.shop", samples, folder)
         with running_nats(folder) as nats, running_database() as postgres:
             plant = Plant(folder, nats, postgres)
             url = f"nats://127.0.0.1:{nats.port}"
             pipeline = Pipeline(plant)
             try:
                 pipeline.bootstrap()
-                _drains(report, pipeline, url, files[BACKLOG_FRAMES], packed, quick)
+                _drains(report, pipeline, url, sent, quick)
                 if quick:
                     report.not_run.append("pipeline.backlog")
                 else:
-                    _backlog(report, pipeline, url, files[BACKLOG_FRAMES])
+                    _backlog(report, pipeline, url, sent.files[BACKLOG_FRAMES])
                 seconds = 10 if quick else SUSTAINED_S
-                _sustained(report, pipeline, url, files[LIVE_FRAMES], seconds, rollups=False)
+                _sustained(report, pipeline, url, sent.files[LIVE_FRAMES], seconds, "pipeline.sustained", 150_000)
                 distinct = folder / "distinct"
-                times = DISTINCT_TIMES // (4 if quick else 1)
-                traffic.save(distinct, traffic.messages(samples, LIVE_FRAMES, times))
-                _sustained(report, pipeline, url, distinct, seconds, rollups=True)
-                _single(report, pipeline, url, encoded, quick)
+                traffic.save(distinct, traffic.messages(twelve, LIVE_FRAMES, DISTINCT_TIMES // (4 if quick else 1)))
+                _sustained(report, pipeline, url, distinct, seconds, "pipeline.sustained_rollups", 80_000)
+                _single(report, pipeline, url, sent.encoded, quick)
+                _drains(report, pipeline, url, shop, quick, "pipeline.shop")
+                live = shop.files[LIVE_FRAMES]
+                _sustained(report, pipeline, url, live, seconds / 2, "pipeline.shop.sustained", None)
             finally:
                 for part in reversed(plant.parts):
                     part.stop()

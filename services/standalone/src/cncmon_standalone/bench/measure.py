@@ -1,6 +1,7 @@
 """What workers make of a stream: messages a second, processor time, memory."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -44,10 +45,14 @@ class Pids(NamedTuple):
 
 def cpu_s(pid: int) -> float:
     """Return the processor seconds of a process and all that it started, also of what has ended since."""
-    parent = psutil.Process(pid)
-    times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
-    # Backends that ended are in their parent's sum.
-    return sum(one.user + one.system for one in times) + times[0].children_user + times[0].children_system
+    parent, total = psutil.Process(pid), 0.0
+    for child in parent.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    # Last, since what has ended by then is in the parent's sum.
+    own = parent.cpu_times()
+    return float(total + own.user + own.system + own.children_user + own.children_system)
 
 
 class Drained(NamedTuple):
