@@ -52,7 +52,7 @@ async def test_bench_counts_rows_that_no_batch_accounts_for(
     assert lost.lost == 2
     figures = command.Figures(
         samples=4, cores=2, bytes_a_sample=500, database={}, copy_s={}, fetch_messages_s=1, decode_s=1, publish_s=1,
-        drains=[lost],
+        publish_us=1, drains=[lost],
     )  # fmt: skip
     assert not figures.holds
     command._show(figures)

@@ -176,9 +176,11 @@ async def _main(
         waits.append(rollups_wait(await asyncpg.connect(dsn), marks_max))
     if rate:
         waits.append(paced(rate, found[0].frames))
+    before_s = time.process_time()
     took_s = await publish(client, found, count, waits, look_every=1 if rate else LOOK_EVERY_MESSAGES)
+    cpu_s = time.process_time() - before_s
     await client.close()
-    print(json.dumps({"seconds": took_s, "messages": count}))
+    print(json.dumps({"seconds": took_s, "cpu_seconds": cpu_s, "messages": count}))
 
 
 def load(file: Path) -> list[Message]:
