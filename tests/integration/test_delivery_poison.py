@@ -1,6 +1,9 @@
 """Rule C3 on a real stream and database: what kills whoever takes it is buried, what only met restarts is stored."""
 
 import asyncio
+import signal
+from asyncio.subprocess import PIPE
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_core import names
+from cncmon_ingest.generation import Watch
 from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.suspects import DYING_S, Suspects
 from testkit.ingest import EPOCH, drained, frame, prepare, publish_batch, running_ingest, settings_for, until
 
 KILLING = Path(__file__).parents[1] / "robustness" / "faults" / "killing"
@@ -99,6 +104,19 @@ async def test_delivery_c3_what_kills_is_buried_and_the_others_are_stored(
     row = await database.fetchrow("SELECT batches_stored, batches_dead, samples_stored, samples_dead FROM watermarks")
     assert row is not None
     assert tuple(row) == (7, 1, 21, 3)
+
+
+async def test_delivery_c3_a_process_does_not_outlive_its_worker(nats_client: Client) -> None:
+    """The worker is stopped in the very moment in which it gives a process that hangs the time to die by itself."""
+    suspects = Suspects(short("postgresql://nobody@127.0.0.1:1/none"), datetime.now(UTC), Watch(nats_client))
+    hanging = await asyncio.create_subprocess_exec("sleep", "600", stdin=PIPE, stdout=PIPE)
+    suspects._process = hanging
+    ending = asyncio.create_task(suspects._end_process(kill=True))
+    await asyncio.sleep(DYING_S / 10)
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert await suspects._end_process(kill=True) == -signal.SIGKILL
+    assert hanging.returncode == -signal.SIGKILL
 
 
 async def test_delivery_c3_what_hangs_is_buried(

@@ -35,6 +35,8 @@ ATTEMPTS_MAX: Final = 3
 LINE_BYTES_MAX: Final = 1 << 16
 """Of an answer."""
 
+DYING_S: Final = 0.2
+
 _COUNT = """
 INSERT INTO suspects AS s (stream_created, stream_seq, attempts, begun) VALUES ($1, $2, 1, now())
 ON CONFLICT (stream_created, stream_seq) DO UPDATE SET attempts = s.attempts + 1, begun = now()
@@ -181,19 +183,29 @@ class Suspects:
         return self._process
 
     async def _end_process(self, *, kill: bool = False) -> int:
-        """End the process, if there is one, and return its exit status."""
-        process, self._process = self._process, None
+        """End the process, if there is one, and return its exit status.
+
+        Cancelled half-way it has killed the process where it was to; who ends it again then waits for that.
+        """
+        process = self._process
         if process is None:
             return 0
         if process.stdin is not None:
             process.stdin.close()
-        if kill and process.returncode is None:
-            with contextlib.suppress(TimeoutError):
-                # One that is dying by itself shall say of what.
-                await asyncio.wait_for(asyncio.shield(process.wait()), 0.2)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        return await process.wait()
+        if kill:
+            try:
+                with contextlib.suppress(TimeoutError):
+                    # One that is dying by itself shall say of what.
+                    await asyncio.wait_for(asyncio.shield(process.wait()), DYING_S)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        if process.stdout is not None:
+            # To its end, or the transport is left open for the garbage collector to complain of.
+            await process.stdout.read()
+        code = await process.wait()
+        self._process = None
+        return code
 
 
 def incoming_of(message: Msg) -> Incoming:
