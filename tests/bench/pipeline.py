@@ -142,7 +142,7 @@ def _drains(report: Report, pipeline: Pipeline, url: str, sent: Traffic, quick: 
         sent.files[BACKLOG_FRAMES],
         sent.packed,
     )
-    for workers, reach in ((1, 0.5), (2, 0.4), (4, None)):
+    for workers, reach in ((1, 0.5), (2, 0.4), (4, None))[: 2 if quick else 3]:
         # The limit before and after: the machine is shared, and the better of the two is taken.
         before = asyncio.run(limits.copy_rate(pipeline.plant.postgres.dsn, packed, workers))
         _fill(url, file, count)
@@ -199,7 +199,7 @@ def _sustained(
     command = [sys.executable, "-m", "cncmon_standalone.bench.traffic", url, str(file), str(10**7), str(PENDING_MAX)]
     with subprocess.Popen([*command, dsn, str(MARKS_MAX)] if rollups else command) as publisher:
         try:
-            time.sleep(WARM_UP_S)
+            time.sleep(min(WARM_UP_S, seconds))
             began_s, before, cost = time.monotonic(), asyncio.run(_stored(dsn)), pipeline.pids.cost()
             published, rss_mb = cpu_s(publisher.pid), 0.0
             while time.monotonic() - began_s < seconds:
@@ -313,10 +313,9 @@ def measure(report: Report, quick: bool) -> None:
     """Measure all of it on one NATS and one database with hypertables, where TimescaleDB is."""
     with tempfile.TemporaryDirectory(prefix="cncmon-bench-") as name:
         folder = Path(name)
-        samples = traffic.shop_samples(SAMPLES)
+        samples = traffic.shop_samples(SAMPLES // (2 if quick else 1))
         twelve = [structs.replace(sample, **dict.fromkeys(FIELDS[len(CORE_FIELDS) :])) for sample in samples]
         sent = _traffic(report, "pipeline", twelve, folder)
-        shop = _traffic(report, "pipeline.shop", samples, folder)
         with running_nats(folder) as nats, running_database() as postgres:
             plant = Plant(folder, nats, postgres)
             url = f"nats://127.0.0.1:{nats.port}"
@@ -324,19 +323,26 @@ def measure(report: Report, quick: bool) -> None:
             try:
                 pipeline.bootstrap()
                 _drains(report, pipeline, url, sent, quick)
-                if quick:
-                    report.not_run.append("pipeline.backlog")
-                else:
-                    _backlog(report, pipeline, url, sent.files[BACKLOG_FRAMES])
-                seconds = 10 if quick else SUSTAINED_S
-                _sustained(report, pipeline, url, sent.files[LIVE_FRAMES], seconds, "pipeline.sustained", 150_000)
-                distinct = folder / "distinct"
-                traffic.save(distinct, traffic.messages(twelve, LIVE_FRAMES, DISTINCT_TIMES // (4 if quick else 1)))
-                _sustained(report, pipeline, url, distinct, seconds, "pipeline.sustained_rollups", 80_000)
+                live = sent.files[LIVE_FRAMES]
+                _sustained(report, pipeline, url, live, 5 if quick else SUSTAINED_S, "pipeline.sustained", 150_000)
                 _single(report, pipeline, url, sent.encoded, quick)
+                if quick:
+                    report.not_run += [
+                        "pipeline.drain4",
+                        "pipeline.backlog",
+                        "pipeline.sustained_rollups",
+                        "pipeline.shop",
+                    ]
+                    return
+                _backlog(report, pipeline, url, sent.files[BACKLOG_FRAMES])
+                distinct = folder / "distinct"
+                traffic.save(distinct, traffic.messages(twelve, LIVE_FRAMES, DISTINCT_TIMES))
+                _sustained(report, pipeline, url, distinct, SUSTAINED_S, "pipeline.sustained_rollups", 80_000)
+                shop = _traffic(report, "pipeline.shop", samples, folder)
                 _drains(report, pipeline, url, shop, quick, "pipeline.shop")
-                live = shop.files[LIVE_FRAMES]
-                _sustained(report, pipeline, url, live, seconds / 2, "pipeline.shop.sustained", None)
+                _sustained(
+                    report, pipeline, url, shop.files[LIVE_FRAMES], SUSTAINED_S / 2, "pipeline.shop.sustained", None
+                )
             finally:
                 for part in reversed(plant.parts):
                     part.stop()

@@ -97,6 +97,13 @@ def test_reading_the_stream_again_needs_somebody_who_does_it(dsn: str) -> None:
     assert "no ingest worker has begun to read the stream again within 15 s: is one running?" in done.stderr
 
 
+async def test_size_counts_what_was_never_analysed(dsn: str, connection: asyncpg.Connection) -> None:
+    await connection.execute("INSERT INTO machines (machine_id, site, edge) VALUES ('m1', 'hall', 'e1')")
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    tables = json.loads(cncmon("db", "size", "--dsn", dsn, "--json").stdout)["tables"]
+    assert next(one for one in tables if one["name"] == "machines")["rows"] == 1
+
+
 async def test_size_is_of_all_tables_and_of_a_million_samples(dsn: str, connection: asyncpg.Connection) -> None:
     began = datetime.now(UTC) - timedelta(seconds=1000)
     rows = [(began + timedelta(seconds=second), "m1", float(second)) for second in range(1001)]

@@ -14,6 +14,7 @@ async def mark(connection: asyncpg.Connection, messages: Sequence[Decoded]) -> N
 
     What lies in the same ticks becomes one mark, so that live samples of a hundred machines are one and not a hundred.
     """
+    # Most messages lie in the same ticks: their runs are looked for once.
     alike: dict[tuple[int, ...], set[str]] = {}
     for message in messages:
         if message.packed:

@@ -36,6 +36,7 @@ LINE_BYTES_MAX: Final = 1 << 16
 """Of an answer."""
 
 DYING_S: Final = 0.2
+"""Left to a process that is dying by itself, so that it can say of what."""
 
 _COUNT = """
 INSERT INTO suspects AS s (stream_created, stream_seq, attempts, begun) VALUES ($1, $2, 1, now())
@@ -195,7 +196,6 @@ class Suspects:
         if kill:
             try:
                 with contextlib.suppress(TimeoutError):
-                    # One that is dying by itself shall say of what.
                     await asyncio.wait_for(asyncio.shield(process.wait()), DYING_S)
             finally:
                 with contextlib.suppress(ProcessLookupError):

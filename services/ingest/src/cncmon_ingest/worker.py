@@ -29,8 +29,8 @@ PORTION_BYTES_MAX = 4 << 20
 samples beside a backlog of days, waits for it. Larger ones save less than 5 %.
 """
 GIVE_WAY_BYTES = 64 << 10
-"""Decompressed payload that is decoded in one go, in a millisecond or less: what waits meanwhile is the COPY of the
-portion before.
+"""Decompressed payload that is decoded in one go, 0.2 ms of batches and 2 ms of single frames: what waits meanwhile is
+the COPY of the portion before.
 """
 ORPHANS_S_MAX = 5.0
 """How long what was in hand when NATS went away may take to be committed."""
