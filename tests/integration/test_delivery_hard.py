@@ -31,7 +31,7 @@ from cncmon_core.frames import join
 from cncmon_core.identity import Identity
 from cncmon_core.monitor import Health
 from cncmon_core.sample import Sample
-from cncmon_ingest import leader, store, worker
+from cncmon_ingest import leader, store, stream_position, worker
 from cncmon_ingest.advance import CANDIDATES, advance
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
@@ -257,7 +257,7 @@ async def test_delivery_a5_a_document_never_says_that_the_consumers_passed_what_
 ) -> None:
     """With a network between leader and NATS, a floor read after the watermarks would make agents send again."""
     monkeypatch.setattr(agent_delivery, "MARGIN_S", 0.0)
-    place = leader._place
+    place = stream_position.committed_position
 
     async def slowly(js: Any, created: datetime) -> Any:
         await asyncio.sleep(0.02)
@@ -265,7 +265,7 @@ async def test_delivery_a5_a_document_never_says_that_the_consumers_passed_what_
         await asyncio.sleep(0.02)
         return found
 
-    monkeypatch.setattr(leader, "_place", slowly)
+    monkeypatch.setattr(leader, "committed_position", slowly)
     settings = settings_for(postgres_dsn, leader_interval_ms=50, fetch_messages=20)
     await ingest.prepare(nats_client, settings)
     async with agents.running_agent(nats_url, agents.settings_for(tmp_path, duplicate_window_s=1)) as agent:

@@ -20,6 +20,7 @@ from cncmon_core import logs, names
 from cncmon_ingest import metrics
 from cncmon_ingest.errors import FeedError
 from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.stream_position import StreamPosition
 from cncmon_ingest.worker import Worker
 
 log = logs.get(__name__)
@@ -121,3 +122,41 @@ class Reread:
         metrics.REREAD_PENDING.set(0)
         log.info("the stream is read again", generation=self._span.generation, up_to=floor)
         return True
+
+
+class Rereading:
+    """The stream read again, where this generation has to: a task beside the leader's rounds."""
+
+    def __init__(
+        self, settings: IngestSettings, connection: asyncpg.Connection, client: Client, group: asyncio.TaskGroup
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._client = client
+        self._group = group
+        self._reread: Reread | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is not done yet."""
+        return self._reread is not None
+
+    async def begin(self) -> None:
+        """Read what is to be read again now, instead of what was read again until now."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        span = await span_of(self._connection)
+        self._reread = Reread(self._settings, span) if span else None
+        self._task = self._group.create_task(self._reread.run(self._client)) if self._reread else None
+
+    async def place(self, js: JetStreamContext, live: StreamPosition) -> StreamPosition:
+        """Return up to where everything is in the database: what the live flow passed in a past life may be missing."""
+        if self._reread is None:
+            return live
+        floor = await self._reread.floor(js)
+        if await self._reread.end_if_done(self._connection, js, floor):
+            self._reread = None
+            return live
+        return live._replace(floor=min(live.floor, floor))

@@ -1,0 +1,40 @@
+"""What the leader does every few seconds: prune rows of dropped messages, keep room in the stream, abandon epochs."""
+
+import asyncpg
+from nats.js import JetStreamContext
+
+from cncmon_core import names
+from cncmon_core.names import Origin
+from cncmon_ingest.abandoned import Abandoned
+from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.stream_position import StreamPosition
+
+_ACTIVE = "SELECT DISTINCT site, edge FROM watermarks WHERE advanced > now() - INTERVAL '1 day' AND edge <> ''"
+
+
+async def sweep(
+    connection: asyncpg.Connection,
+    js: JetStreamContext,
+    settings: IngestSettings,
+    place: StreamPosition,
+    abandoned: Abandoned,
+) -> set[Origin]:
+    """Do what need not be done in every round; return the edges whose documents are to be compared again.
+
+    Raises:
+        asyncpg.PostgresError
+    """
+    stream = await js.stream_info(names.STREAM)
+    # Header-less messages that the stream no longer holds can't be delivered again.
+    await connection.execute(
+        "DELETE FROM ledger_unidentified WHERE stream = $1 AND (stream_seq < $2 OR stream_created <> $3)",
+        *(names.STREAM, stream.state.first_seq, place.stream_created),
+    )
+    await connection.execute(
+        "DELETE FROM suspects WHERE stream_seq < $1 OR stream_created <> $2",
+        *(stream.state.first_seq, place.stream_created),
+    )
+    await care_for_stream(js, settings, place.floor)
+    await abandoned.look(connection, stream.state.last_seq, place.floor)
+    return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
