@@ -1,6 +1,6 @@
 # The front door. `make help` lists the targets; each calls one command.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster images lint fmt robustness bench clean
+.PHONY: help setup demo test test-cluster images lint fmt robustness mutants bench clean
 PYTHON ?=
 export PYTHON
 
@@ -22,6 +22,8 @@ fmt: ## format the Python code
 	@scripts/setup.sh dev && .venv/bin/ruff check --fix-only --quiet . ; .venv/bin/ruff format .
 robustness: ## the long round: millions of samples under every fault (ARGS="--markdown table.md -k outage")
 	@scripts/robustness.sh $(ARGS)
+mutants: ## break the code on purpose: the tests must fail on each change (ARGS="-k leader --jobs 2 --resume")
+	@scripts/mutants.sh $(ARGS)
 bench: ## measure against limits of the same run (ARGS=--quick)
 	@scripts/bench.sh $(ARGS)
 clean: ## remove everything that setup and tests made
