@@ -7,8 +7,6 @@ once.
 import asyncio
 import math
 import time
-from datetime import UTC, datetime
-from typing import Never
 
 import asyncpg
 from nats.aio.client import Client
@@ -60,7 +58,6 @@ class Leader:
 
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
-        self._stream_created = datetime.min.replace(tzinfo=UTC)
 
     async def session(self, client: Client) -> None:
         """Lead whenever the lock can be had; wait and try again where the database can't be used."""
@@ -98,39 +95,61 @@ class Leader:
             group.create_task(edges.listen(js))
             rereading = Rereading(self._settings, connection, client, group)
             await rereading.begin()
-            await self._lead(connection, js, edges, generation, rereading)
+            rounds = Rounds(self._settings, connection, js, edges, generation, rereading)
+            await rounds.begin()
+            while True:
+                await rounds.next(time.monotonic())
+                await asyncio.sleep(self._settings.leader_interval_ms / 1000)
 
-    async def _lead(
+
+class Rounds:
+    """What a leader does again and again. Made once for each time that it leads."""
+
+    def __init__(
         self,
+        settings: IngestSettings,
         connection: asyncpg.Connection,
         js: JetStreamContext,
         edges: Edges,
         generation: Generation,
         rereading: Rereading,
-    ) -> Never:
-        documents = WatermarkDocuments(connection, await js.key_value(names.KV_WATERMARK))
-        self._stream_created = await stream_created(js)
-        settings = self._settings
-        sweeps, writes = _Interval(settings.sweep_interval_ms), _Interval(settings.edges_interval_ms)
-        mirrors = _Interval(MIRROR_MS)
-        abandoned = Abandoned(settings.abandon_grace_s)
-        while True:
-            # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
-            place = await rereading.place(js, await committed_position(js, self._stream_created))
-            changed = await advance(connection)
-            now_s = time.monotonic()
-            if writes.due(now_s):
-                await edges.write(connection, now_s)
-            if mirrors.due(now_s):
-                await generation.mirror()
-            if sweeps.due(now_s):
-                await generation.write_floor(*place)
-                if await generation.begin_if_asked():
-                    await rereading.begin()
-                    continue
-                changed |= await sweep(connection, js, settings, place, abandoned)
-                if not rereading.under_way:
-                    changed |= await enter_freed(connection)
-                documents.forget()
-            await documents.write(changed, place)
-            await asyncio.sleep(settings.leader_interval_ms / 1000)
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._js = js
+        self._edges = edges
+        self._generation = generation
+        self._rereading = rereading
+        self._sweeps, self._writes = _Interval(settings.sweep_interval_ms), _Interval(settings.edges_interval_ms)
+        self._mirrors = _Interval(MIRROR_MS)
+        self._abandoned = Abandoned(settings.abandon_grace_s)
+
+    async def begin(self) -> None:
+        """Look up what does not change while this leader leads."""
+        self._documents = WatermarkDocuments(self._connection, await self._js.key_value(names.KV_WATERMARK))
+        self._stream_created = await stream_created(self._js)
+
+    async def next(self, now_s: float) -> None:
+        """Do what is due at a moment of the monotonic clock.
+
+        Raises:
+            asyncpg.PostgresError, OutageError: leadership ends.
+        """
+        connection, js, rereading = self._connection, self._js, self._rereading
+        # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
+        place = await rereading.place(js, await committed_position(js, self._stream_created))
+        changed = await advance(connection)
+        if self._writes.due(now_s):
+            await self._edges.write(connection, now_s)
+        if self._mirrors.due(now_s):
+            await self._generation.mirror()
+        if self._sweeps.due(now_s):
+            await self._generation.write_floor(*place)
+            if await self._generation.begin_if_asked():
+                await rereading.begin()
+                return
+            changed |= await sweep(connection, js, self._settings, place, self._abandoned)
+            if not rereading.under_way:
+                changed |= await enter_freed(connection)
+            self._documents.forget()
+        await self._documents.write(changed, place)
