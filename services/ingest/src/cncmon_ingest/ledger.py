@@ -1,8 +1,8 @@
 """The ledger: what makes a second delivery a no-op (rules B1 to B4)."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 
@@ -13,7 +13,30 @@ from cncmon_ingest import gaps
 from cncmon_ingest.decode import Decoded
 
 Key = tuple[int, int]
-Place = tuple[int, datetime]
+Place = tuple[int, datetime, bytes]
+
+
+FORGET_ROWS: Final = 10_000
+"""Deleted in one statement, some 20 ms, so that no watermark waits for it."""
+
+FORGET_STATEMENTS: Final = 20
+"""In one sweep; what is left goes in the next."""
+
+RESTORE_MARGIN: Final = timedelta(hours=1)
+"""Kept so much longer than the stream keeps a message: clocks differ, and a message may be in hand when it expires."""
+
+_DROPPED = """
+DELETE FROM ledger_unidentified WHERE (stream, stream_seq, stored_at, sha256) IN (
+    SELECT stream, stream_seq, stored_at, sha256 FROM ledger_unidentified
+    WHERE stream = $1 AND stream_seq < $2 AND stream_created = $3 LIMIT $4)
+"""
+
+# Of another life of the stream than the one whose floor the leader last wrote; before it has written one, of none.
+_OF_OTHERS = """
+DELETE FROM ledger_unidentified WHERE (stream, stream_seq, stored_at, sha256) IN (
+    SELECT l.stream, l.stream_seq, l.stored_at, l.sha256 FROM ledger_unidentified l, delivery d
+    WHERE l.stream_created <> d.stream_created AND l.stored_at < now() - $1::interval LIMIT $2)
+"""
 
 
 class Entered(NamedTuple):
@@ -79,7 +102,7 @@ async def rename(connection: asyncpg.Connection, messages: Iterable[Decoded]) ->
 async def enter_unidentified(
     connection: asyncpg.Connection, messages: Sequence[Decoded], stream_created: datetime
 ) -> list[Decoded]:
-    """Enter messages without identity by their place in the stream (rule B3) and return those that are new."""
+    """Enter messages without identity by place in the stream and content (rule B3) and return those that are new."""
     if not messages:
         return []
     by_place = {place_of(message): message for message in messages}
@@ -87,12 +110,38 @@ async def enter_unidentified(
         "INSERT INTO ledger_unidentified "
         "(stream, stream_created, stream_seq, sha256, stored, dead, disposition, stored_at) "
         "SELECT $1, $2, * FROM unnest($3::bigint[], $4::bytea[], $5::int[], $6::int[], $7::text[], "
-        "$8::timestamptz[]) ORDER BY 3, 8 ON CONFLICT DO NOTHING RETURNING stream_seq, stored_at",
+        "$8::timestamptz[]) ORDER BY 3, 8, 4 ON CONFLICT DO NOTHING RETURNING stream_seq, stored_at, sha256",
         names.STREAM,
         stream_created,
         *_columns(_place_row(by_place[place]) for place in sorted(by_place)),
     )
-    return [by_place[(row["stream_seq"], row["stored_at"])] for row in inserted]
+    return [by_place[(row["stream_seq"], row["stored_at"], row["sha256"])] for row in inserted]
+
+
+async def forget_dropped(connection: asyncpg.Connection, stream_created: datetime, first_seq: int) -> int:
+    """Delete rows of messages without identity that the stream has dropped (rule B3), a bounded number; return it.
+
+    stream_created, first_seq: of the stream that is there now. Rows of another creation stay: `forget_restored`.
+    """
+    return await _in_portions(connection, _DROPPED, names.STREAM, first_seq, stream_created)
+
+
+async def forget_restored(connection: asyncpg.Connection, max_age: timedelta) -> int:
+    """Delete rows of earlier streams' messages that no restored snapshot can bring back (rule B3), a bounded number.
+
+    max_age: of the stream's messages; a server that restores a snapshot expires what is older. Returns how many.
+    """
+    return await _in_portions(connection, _OF_OTHERS, max_age + RESTORE_MARGIN)
+
+
+async def _in_portions(connection: asyncpg.Connection, query: str, *arguments: Any) -> int:
+    deleted = 0
+    for _ in range(FORGET_STATEMENTS):
+        done = await connection.execute(query, *arguments, FORGET_ROWS)
+        deleted += (number := int(done.split()[-1]))
+        if number < FORGET_ROWS:
+            break
+    return deleted
 
 
 async def _watermarks(connection: asyncpg.Connection, messages: Iterable[Decoded]) -> dict[int, asyncpg.Record]:
@@ -152,8 +201,8 @@ def key_of(message: Decoded) -> Key:
 
 
 def place_of(message: Decoded) -> Place:
-    """Return where in the stream a message lies, for one without identity."""
-    return message.incoming.stream_seq, message.incoming.stored_at
+    """Return what a message without identity is known by: stream sequence, JetStream's time, SHA-256."""
+    return message.incoming.stream_seq, message.incoming.stored_at, message.sha256
 
 
 def _counts(message: Decoded) -> tuple[int, int, str]:

@@ -13,7 +13,7 @@ from typing import Final, Never
 import asyncpg
 
 from cncmon_core import logs
-from cncmon_ingest import compression, dirty, metrics
+from cncmon_ingest import compression, dirty, ledger, metrics
 from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.rollups import Rollups
@@ -146,6 +146,7 @@ async def care(connection: asyncpg.Connection, settings: IngestSettings) -> None
         "FROM generate_series(0, $1::int) AS day",
         AHEAD_DAYS,
     )
+    await ledger.forget_restored(connection, timedelta(seconds=settings.stream_age_s_max))
     for table, days in retention(settings).items():
         if days:
             await _drop_older(connection, table, days + GRACE_DAYS)

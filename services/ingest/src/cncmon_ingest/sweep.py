@@ -5,6 +5,7 @@ from nats.js import JetStreamContext
 
 from cncmon_core import names
 from cncmon_core.names import Origin
+from cncmon_ingest import ledger
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.settings import IngestSettings
@@ -26,11 +27,7 @@ async def sweep(
         asyncpg.PostgresError
     """
     stream = await js.stream_info(names.STREAM)
-    # Header-less messages that the stream no longer holds can't be delivered again.
-    await connection.execute(
-        "DELETE FROM ledger_unidentified WHERE stream = $1 AND (stream_seq < $2 OR stream_created <> $3)",
-        *(names.STREAM, stream.state.first_seq, place.stream_created),
-    )
+    await ledger.forget_dropped(connection, place.stream_created, stream.state.first_seq)
     await connection.execute(
         "DELETE FROM suspects WHERE stream_seq < $1 OR stream_created <> $2",
         *(stream.state.first_seq, place.stream_created),
