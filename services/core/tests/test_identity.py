@@ -22,7 +22,7 @@ def test_headers_say_the_identity(epoch: int, seq: int, frames: int, base: int, 
 
 def test_header_names_and_message_id() -> None:
     assert {
-        "Nats-Msg-Id": "hall.e1:7:3",
+        "Nats-Msg-Id": f"hall.e1:7:3:{digest(PAYLOAD)[:16]}",
         "Cncmon-Epoch": "7",
         "Cncmon-Seq": "3",
         "Cncmon-Frames": "2",

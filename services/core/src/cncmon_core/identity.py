@@ -38,9 +38,12 @@ class Identity(msgspec.Struct, frozen=True):
     kind: Kind
 
     def to_headers(self, site: str, edge: str, encoding: str | None) -> dict[str, str]:
-        """Return fresh message headers (nats-py adds its own to the dict it is given)."""
+        """Return fresh message headers (nats-py adds its own to the dict it is given).
+
+        The message id names the content, too: JetStream must not take a twin's batch for a second copy of ours.
+        """
         headers = {
-            MSG_ID: f"{site}.{edge}:{self.epoch}:{self.seq}",
+            MSG_ID: f"{site}.{edge}:{self.epoch}:{self.seq}:{self.sha256[:16]}",
             EPOCH: str(self.epoch),
             SEQ: str(self.seq),
             FRAMES: str(self.frames),

@@ -11,12 +11,14 @@ class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     committed_floor: stream sequence up to which every message is committed and acknowledged.
     epochs: epoch → seq up to which everything is in the database. JSON keys are strings. An epoch that isn't listed is
     unknown, not zero.
+    forked: epochs of this edge under which two agents publish (rule A1).
     """
 
     generation: int
     stream_created: str
     committed_floor: int
     epochs: dict[int, int]
+    forked: list[int] = []
 
 
 encode_watermark = msgspec.json.Encoder().encode

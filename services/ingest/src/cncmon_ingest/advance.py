@@ -44,7 +44,13 @@ WITH contiguous AS (
 ), pruned AS (
     DELETE FROM ledger USING reached
     WHERE ledger.epoch = reached.epoch AND ledger.seq <= reached.seq
-    RETURNING ledger.epoch, ledger.stored, ledger.dead, ledger.disposition
+    RETURNING ledger.epoch, ledger.seq, ledger.sha256, ledger.stored, ledger.dead, ledger.disposition
+), hashes AS (
+    INSERT INTO ledger_hashes (epoch, seq_from, seq_to, digests)
+    SELECT epoch, min(seq), max(seq), string_agg(substring(sha256 FOR 8), ''::bytea ORDER BY seq) FROM (
+        SELECT epoch, seq, sha256, seq - row_number() OVER (PARTITION BY epoch ORDER BY seq) AS run FROM pruned
+    ) AS runs GROUP BY epoch, run, seq / 4096
+    ON CONFLICT DO NOTHING
 ), counted AS (
     SELECT epoch,
            count(*) FILTER (WHERE disposition = 'stored') AS batches_stored,

@@ -92,6 +92,7 @@ def _count(outcome: Outcome) -> None:
     for message in outcome.new:
         dead += message.whole_dead
         samples += len(message.packed)
+    for message in (*outcome.new, *outcome.conflicts):
         for letter in message.dead:
             metrics.DEAD.labels(letter.reason).inc()
             log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)

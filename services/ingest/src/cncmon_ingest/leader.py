@@ -7,13 +7,15 @@ once.
 import asyncio
 import math
 import time
+from datetime import timedelta
+from typing import Final
 
 import asyncpg
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from cncmon_core import logs, names
-from cncmon_ingest import metrics
+from cncmon_ingest import forks, metrics
 from cncmon_ingest.abandoned import Abandoned, enter_freed
 from cncmon_ingest.advance import advance
 from cncmon_ingest.connection import connect
@@ -36,6 +38,10 @@ MIRROR_MS = 1000
 
 IDLE_MS_MAX = 30_000
 """The database ends a leader's session that has said nothing for so long."""
+
+
+FORKED_LATELY: Final = timedelta(minutes=10)
+"""Edges of forks found since then are looked at in every round: nothing of theirs need move for them to be told."""
 
 
 class _Interval:
@@ -152,4 +158,4 @@ class Rounds:
             if not rereading.under_way:
                 changed |= await enter_freed(connection)
             self._documents.forget()
-        await self._documents.write(changed, place)
+        await self._documents.write(changed | await forks.edges_since(connection, FORKED_LATELY), place)

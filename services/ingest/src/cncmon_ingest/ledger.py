@@ -9,7 +9,7 @@ import asyncpg
 from cncmon_core import names
 from cncmon_core.events import SEQ_MAX
 from cncmon_core.frames import FRAMES_MAX
-from cncmon_ingest import gaps
+from cncmon_ingest import gaps, hashes
 from cncmon_ingest.decode import Decoded
 
 Key = tuple[int, int]
@@ -78,7 +78,7 @@ async def enter(connection: asyncpg.Connection, messages: Sequence[Decoded], *, 
         )
     return Entered(
         [by_key[key] for key in keys if key in fresh and key not in under],
-        await _conflicts(connection, [by_key[key] for key in keys if key not in fresh]),
+        await _conflicts(connection, [by_key[key] for key in keys if key not in fresh or key in under]),
         _renamed(watermarks, by_key.values()),
     )
 
@@ -165,19 +165,13 @@ async def _conflicts(connection: asyncpg.Connection, messages: Sequence[Decoded]
     """A known identity with another hash is another batch under a stolen or repeated name: keep its bytes."""
     if not messages:
         return []
-    hashes = {
-        (row["epoch"], row["seq"]): row["sha256"]
-        for row in await connection.fetch(
-            "SELECT epoch, seq, sha256 FROM ledger JOIN unnest($1::bigint[], $2::bigint[]) AS k (epoch, seq) "
-            "USING (epoch, seq)",
-            *_columns(key_of(message) for message in messages),
-        )
-    }
+    known = await hashes.known(connection, [key_of(message) for message in messages])
     conflicts = []
     for message in messages:
-        known = hashes.get(key_of(message))
-        if known is not None and known != message.sha256:
-            message.bury("identity_conflict", f"the ledger has this epoch and seq with SHA-256 {known.hex()}")
+        there = known.get(key_of(message), b"")
+        if not message.sha256.startswith(there):
+            said = f"the database has this epoch and seq with a SHA-256 that begins with {there[:8].hex()}"
+            message.bury("identity_conflict", said)
             conflicts.append(message)
     return conflicts
 

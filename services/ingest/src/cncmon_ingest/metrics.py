@@ -5,6 +5,7 @@ from prometheus_client import Counter, Gauge, Histogram
 MESSAGES = Counter("cncmon_ingest_messages", "Messages handled, by what became of them.", ["disposition"])
 SAMPLES = Counter("cncmon_ingest_samples", "Samples stored.")
 DEAD = Counter("cncmon_ingest_dead_letters", "Dead letters written, by reason.", ["reason"])
+EPOCHS_FORKED = Counter("cncmon_ingest_epochs_forked", "Epochs under which two agents were found to publish.")
 GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
 )

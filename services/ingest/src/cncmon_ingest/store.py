@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 
 from cncmon_core import names
-from cncmon_ingest import dirty, ledger, machines, rows
+from cncmon_ingest import dirty, forks, ledger, machines, rows
 from cncmon_ingest.connection import TRANSACTION_S_MAX
 from cncmon_ingest.decode import DeadLetter, Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, RetryError, speaks_of_data, translate
@@ -25,11 +25,15 @@ from cncmon_ingest.partitions import Partitions
 
 
 class Outcome(NamedTuple):
-    """What one transaction did: messages that were new, that were there already, and the clock of the database."""
+    """What one transaction did: messages that were new, that were there already, and the clock of the database.
+
+    conflicts: those of the known ones whose identity was there with another hash; dead letters since.
+    """
 
     new: list[Decoded]
     known: list[Decoded]
     database_time: datetime
+    conflicts: Sequence[Decoded] = ()
 
 
 class Store:
@@ -68,18 +72,24 @@ class Store:
         Raises:
             RefusedError, RetryError, OutageError: nothing was committed.
         """
-        first, conflicts = _first_of_each(messages)
-        done = await self._commit([message for message in first if not message.declares], conflicts)
-        new, database_time = done.new, done.database_time
+        first, rivals = _first_of_each(messages)
+        done = [await self._commit([message for message in first if not message.declares])]
         # What changes watermarks or gaps keeps every other worker waiting: in a transaction of its own that is short.
         if declaring := [message for message in first if message.declares]:
-            new += (await self._commit(declaring, [], exclusive=True)).new
+            done.append(await self._commit(declaring, exclusive=True))
+        if rivals:
+            # Which of them are conflicts is told by what is stored, and that need not be the first in hand.
+            done.append(await self.write(rivals))
+        new = [message for outcome in done for message in outcome.new]
         taken = {id(message) for message in new}
-        return Outcome(new, [m for m in messages if id(m) not in taken], database_time)
+        return Outcome(
+            new,
+            [message for message in messages if id(message) not in taken],
+            done[0].database_time,
+            [message for outcome in done for message in outcome.conflicts],
+        )
 
-    async def _commit(
-        self, messages: Sequence[Decoded], conflicts: Sequence[Decoded], *, exclusive: bool = False
-    ) -> Outcome:
+    async def _commit(self, messages: Sequence[Decoded], *, exclusive: bool = False) -> Outcome:
         connection = self._connection
 
         async def work() -> tuple[Outcome, list[Decoded], dict[str, names.Origin]]:
@@ -89,10 +99,11 @@ class Store:
             await self._copy([row for message in new for row in message.packed])
             await dirty.mark(connection, new)
             await insert_events(connection, new)
-            await self._insert_dead([*new, *entered.conflicts, *conflicts])
+            await self._insert_dead([*new, *entered.conflicts])
+            await forks.note(connection, forks.in_conflicts(entered.conflicts))
             moved = await machines.note(connection, new, self._machines)
             now: datetime = await connection.fetchval("SELECT clock_timestamp()")
-            return Outcome(new, [], now), entered.renamed, moved
+            return Outcome(new, [], now, entered.conflicts), entered.renamed, moved
 
         await self._ensure_partitions(messages)
         try:
@@ -214,17 +225,14 @@ class Store:
 
 
 def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:
-    """Return the messages without second deliveries, and those whose identity another message in hand has with another
-    hash: these are buried here, since the ledger can't tell them from the first.
-    """
+    """Return the messages without second deliveries, and those with the identity of one of them and another hash."""
     first: dict[object, Decoded] = {}
-    conflicts = []
+    rivals = []
     for message in messages:
         key: object = ledger.key_of(message) if message.identity else ledger.place_of(message)
         if first.setdefault(key, message).sha256 != message.sha256:
-            message.bury("identity_conflict", "another message in hand has this epoch and seq with another SHA-256")
-            conflicts.append(message)
-    return list(first.values()), conflicts
+            rivals.append(message)
+    return list(first.values()), rivals
 
 
 def _storable_text(text: str) -> str:

@@ -1,17 +1,24 @@
 """What the leader does every few seconds: prune rows of dropped messages, keep room in the stream, abandon epochs."""
 
+from datetime import timedelta
+from typing import Final
+
 import asyncpg
 from nats.js import JetStreamContext
 
 from cncmon_core import names
 from cncmon_core.names import Origin
-from cncmon_ingest import ledger
+from cncmon_ingest import forks, hashes, ledger
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.stream_position import StreamPosition
 
 _ACTIVE = "SELECT DISTINCT site, edge FROM watermarks WHERE advanced > now() - INTERVAL '1 day' AND edge <> ''"
+
+
+FORKED_FOR: Final = timedelta(days=30)
+"""So long the edge of a forked epoch is told how far the stream is committed: only then its agent frees what it has."""
 
 
 async def sweep(
@@ -34,4 +41,6 @@ async def sweep(
     )
     await care_for_stream(js, settings, place.floor)
     await abandoned.look(connection, stream.state.last_seq, place.floor)
-    return {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
+    await hashes.prune(connection, max(stream.config.max_age or 0, settings.stream_age_s_max))
+    active = {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
+    return active | await forks.edges_since(connection, FORKED_FOR)

@@ -11,6 +11,7 @@ from nats.js.kv import KeyValue
 from cncmon_core import logs, names
 from cncmon_core.names import Origin
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
+from cncmon_ingest import forks
 from cncmon_ingest.stream_position import StreamPosition
 
 log = logs.get(__name__)
@@ -49,12 +50,13 @@ class WatermarkDocuments:
             _EPOCHS, [origin.site for origin in edges], [origin.edge for origin in edges], EPOCHS_TOLD_MAX
         ):
             documents.setdefault(Origin(row["site"], row["edge"]), {})[row["epoch"]] = row["seq"]
+        forked = await forks.of_edges(self._connection, documents)
         created = place.stream_created.astimezone(UTC).isoformat()
         for number, (origin, epochs) in enumerate(documents.items(), 1):
             if number % 100 == 0:
                 # Many edges take long: the database must not take this session for a frozen one.
                 await self._connection.execute("SELECT 1")
-            await self._put(origin, Watermark(generation, created, place.floor, epochs))
+            await self._put(origin, Watermark(generation, created, place.floor, epochs, forked.get(origin, [])))
 
     async def _put(self, origin: Origin, document: Watermark) -> None:
         key = names.edge_key(*origin)
