@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from testkit.parts import browser as chromium
 from testkit.ports import free_port
-from testkit.servers import START_S_MAX
+from testkit.waiting import WAIT_S_MAX
+
+expect.set_options(timeout=WAIT_S_MAX * 1000)
 
 CNCMON = str(Path(sys.executable).parent / "cncmon")
 ARGUMENTS = [
@@ -64,14 +66,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(30)
+            process.wait(WAIT_S_MAX)
         except subprocess.TimeoutExpired:
             process.kill()
         subprocess.run(["rm", "-rf", str(data)], check=True)
 
 
 def _wait_until_live(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(int(2 * START_S_MAX * 10)):
+    for _ in range(int(WAIT_S_MAX * 10)):
         if "live after" in log.read_text():
             return
         try:

@@ -10,8 +10,9 @@ import pytest
 from playwright.async_api import Page, expect
 
 from e2e.conftest import Demo
+from testkit.waiting import WAIT_S_MAX
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.needs("chromium")
 
 STATES = ("running", "idle", "hold", "alarm", "offline")
 
@@ -24,7 +25,7 @@ def control(demo: Demo, machine: str, fault: dict[str, Any] | None) -> None:
         data=None if fault is None else json.dumps(fault).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=WAIT_S_MAX) as answer:
         assert answer.status in (200, 201, 204)
 
 
@@ -81,7 +82,7 @@ async def test_machine_page_is_alive(demo: Demo, wide: Page) -> None:
         await expect(wide.get_by_test_id(f"chart-{field}").locator("canvas")).to_be_visible()
     value = wide.get_by_test_id("value-total_power_kw")
     first = await value.get_attribute("data-value")
-    await expect(value).not_to_have_attribute("data-value", first or "", timeout=10_000)
+    await expect(value).not_to_have_attribute("data-value", first or "")
 
 
 async def test_the_page_shows_what_the_api_says(demo: Demo, wide: Page) -> None:
@@ -102,12 +103,12 @@ async def test_a_machine_switched_off_is_offline_and_comes_back(demo: Demo, wide
     tile = wide.locator(f'[data-testid="tile"][data-machine="{name}"]')
     control(demo, name, {"fault": "off"})
     try:
-        await expect(tile).to_have_attribute("data-state", "offline", timeout=15_000)
+        await expect(tile).to_have_attribute("data-state", "offline")
         others = wide.locator('[data-testid="tile"]:not([data-state="offline"])')
         await expect(others).to_have_count(4)
     finally:
         control(demo, name, None)
-    await expect(tile).not_to_have_attribute("data-state", "offline", timeout=20_000)
+    await expect(tile).not_to_have_attribute("data-state", "offline")
 
 
 @pytest.mark.parametrize("part", ["ingest", "nats", "api", "postgres"])
@@ -120,14 +121,14 @@ async def test_the_page_recovers_when_a_part_is_killed(demo: Demo, wide: Page, p
     before = demo.pid(part)
     demo.kill(part)
     if part == "api":
-        await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "lost", timeout=25_000)
+        await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "lost")
     for _ in range(300):
         if demo.pid(part) not in (None, before):
             break
         await asyncio.sleep(0.1)
-    await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "live", timeout=40_000)
+    await expect(wide.get_by_test_id("connection")).to_have_attribute("data-state", "live")
     old = await value.get_attribute("data-value")
-    await expect(value).not_to_have_attribute("data-value", old or "", timeout=40_000)
+    await expect(value).not_to_have_attribute("data-value", old or "")
 
 
 async def test_phone_in_german_fits(demo: Demo, phone: Page) -> None:

@@ -66,10 +66,10 @@ class Service:
             return False
 
         try:
-            await until(told, 30)
+            await until(told)
         except TimeoutError:
             raise AssertionError(f"it says {said!r}") from None
-        await until(self._logged(text), 10)
+        await until(self._logged(text))
 
     def _logged(self, text: str) -> Callable[[], Awaitable[bool]]:
         async def logged() -> bool:
@@ -90,7 +90,7 @@ class Service:
                 return (await self.readiness())[0] == 200
             return False
 
-        await until(is_ready, 30)
+        await until(is_ready)
 
     def stop(self) -> int:
         self._process.terminate()
@@ -291,7 +291,7 @@ async def test_the_databases_disk_is_full(
         assert left > 0
         assert await connection.fetchval("SELECT count(*) FROM sensor_data") >= (SEVERAL - left) * FRAMES
         (disk / "filler").unlink()
-        await until(lambda: drained(nats_client), 60)
+        await until(lambda: drained(nats_client))
         await running.ready()
     assert await connection.fetchval("SELECT count(*) FROM sensor_data") == SEVERAL * FRAMES
     await connection.close()

@@ -34,6 +34,7 @@ from testkit.gaps import (
     watermark_of,
 )
 from testkit.ingest import EPOCH, drained, frame, publish_batch, running_ingest, settings_for, until
+from testkit.waiting import WAIT_S_MAX
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ async def test_delivery_b5_a_gap_of_unknown_count_gets_it_from_its_neighbours(
 
 
 async def test_delivery_b5_a_gap_of_any_length_is_one_row(store: Store, database: asyncpg.Connection) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S_MAX):
         await store.write([declaration(1, gap_frame(1, 1 << 62))])
         await advance(database)
         assert await watermark_of(database) == 1 << 62
@@ -290,7 +291,7 @@ async def test_delivery_b5_declarations_and_busy_workers_do_not_deadlock(
             await asyncio.sleep(0.002)
 
     leading = asyncio.create_task(lead())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WAIT_S_MAX):
         await asyncio.gather(*(work(number, store) for number, store in enumerate(stores)))
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)

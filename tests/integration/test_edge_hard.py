@@ -77,7 +77,7 @@ async def test_an_edge_that_was_renamed_forgets_what_its_old_name_had_delivered(
         shutil.rmtree(folder / "spool")
         renamed = agents.settings_for(tmp_path, edge="renamed")
         async with agents.running_agent(nats_url, renamed) as agent:
-            await until(_all_forgotten(agent), timeout_s=60)
+            await until(_all_forgotten(agent))
     assert await database.fetchval("SELECT count(*) FROM gaps") == 0
 
 

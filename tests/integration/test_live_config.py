@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -77,10 +76,12 @@ async def made_bucket(client: Client) -> None:
 
 
 def agent_settings(folder: Path, **changes: Any) -> Any:
-    return settings_for(folder, accepted_log=str(folder / "accepted.jsonl"), **({"config_poll_ms": 60_000} | changes))
+    return settings_for(
+        folder, accepted_log=str(folder / "accepted.jsonl"), **({"config_poll_ms": 3_600_000} | changes)
+    )
 
 
-async def test_a_new_interval_counts_within_a_second_and_the_others_lose_nothing(
+async def test_a_new_interval_counts_at_once_and_the_others_lose_nothing(
     nats_client: Client, nats_url: str, tmp_path: Path
 ) -> None:
     await made_bucket(nats_client)
@@ -91,16 +92,14 @@ async def test_a_new_interval_counts_within_a_second_and_the_others_lose_nothing
         await until(lambda: all(len(accepted.counters(name)) > 3 for name in (TWO, THREE)) and accepted.counters(ONE))
         before = len(accepted.counters(ONE))
         # As often as a person never would, and each time only one machine is concerned.
-        for interval_ms in (20, 40, 20, 30):
+        for interval_ms in (20, 40, 20, 3_600_000):
             (change,) = await apply.apply(nats_client, {ONE: faster(machines[ONE], interval_ms)})
             assert [machine.verb for machine in change.machines] == ["configured"]
             await asyncio.sleep(0.2)
-        written_s = time.monotonic()
         await apply.apply(nats_client, {ONE: faster(machines[ONE], 10)})
         count = len(accepted.counters(ONE))
+        # At the interval before, the next poll would come in an hour.
         await until(lambda: len(accepted.counters(ONE)) >= count + 30)
-        # Thirty polls would take 0.9 s at the interval before; 0.1 s is for the batch to be cut.
-        assert time.monotonic() - written_s < 0.3 + 0.35
         assert before <= 2
         await until(lambda: agent.config.report.revision == 6)
         reports = {report.id: report for report in agent.machines.reports()}
@@ -235,9 +234,8 @@ async def test_without_nats_it_reads_from_the_start_what_was_last_good(own_nats:
         own_nats.stop()
         taken = {name: len(accepted.counters(name)) for name in machines}
         async with running_agent(url, agent_settings(tmp_path, drain_s_max=0.1)) as agent:
-            began_s = time.monotonic()
+            # NATS is still away: they are read without a word from it.
             await until(lambda: all(len(accepted.counters(name)) > taken[name] for name in machines))
-            assert time.monotonic() - began_s < 1
             assert (agent.config.report.source, agent.config.report.revision) == ("disk", 1)
             own_nats.start()
             await until(lambda: agent.config.report.source == "kv")
@@ -246,12 +244,12 @@ async def test_without_nats_it_reads_from_the_start_what_was_last_good(own_nats:
         assert counters == sorted(set(counters))
 
 
-async def test_a_bucket_that_is_deleted_and_made_anew_is_followed_within_30_s(
+async def test_a_bucket_that_is_deleted_and_made_anew_is_followed_by_the_poll(
     nats_client: Client, nats_url: str, tmp_path: Path
 ) -> None:
     await made_bucket(nats_client)
     accepted = Accepted(tmp_path / "accepted.jsonl")
-    settings = agent_settings(tmp_path, config_poll_ms=10_000)
+    settings = agent_settings(tmp_path, config_poll_ms=1000)
     async with plant(tmp_path) as (_, machines), running_agent(nats_url, settings) as agent:
         for interval_ms in (40, 50, 60, 50):
             await apply.apply(nats_client, machines | {ONE: faster(machines[ONE], interval_ms)})
@@ -264,9 +262,7 @@ async def test_a_bucket_that_is_deleted_and_made_anew_is_followed_within_30_s(
         # By hand, and so without republishing: only the poll can find it.
         await nats_client.jetstream().create_key_value(bucket=names.KV_CONFIG, direct=True)
         await apply.apply(nats_client, {ONE: machines[ONE], TWO: machines[TWO]})
-        made_s = time.monotonic()
-        await until(lambda: len(agent.machines.reports()) == 2, 30)
-        assert time.monotonic() - made_s < 15
+        await until(lambda: len(agent.machines.reports()) == 2)
         assert (agent.config.report.revision, agent.config.report.errors) == (1, [])
     for name in (ONE, TWO):
         assert accepted.gaps(name) == []

@@ -21,6 +21,7 @@ from testkit import ingest
 from testkit.ingest import drained, frame, publish_batch, running_ingest, settings_for, until
 from testkit.ports import free_port
 from testkit.servers import Postgres, Server, running_nats_cluster, running_replica
+from testkit.waiting import WAIT_S_MAX
 
 BATCHES = 60
 
@@ -37,7 +38,6 @@ async def connected(*urls: str) -> Client:
     return client
 
 
-@pytest.mark.timeout(120)
 async def test_a_stream_of_three_replicas_outlives_a_server(
     cluster: list[Server], postgres_dsn: str, database: asyncpg.Connection
 ) -> None:
@@ -63,7 +63,7 @@ async def test_a_stream_of_three_replicas_outlives_a_server(
     await client.close()
 
 
-async def answered(ask: Callable[[], Awaitable[object]], timeout_s: float = 60) -> None:
+async def answered(ask: Callable[[], Awaitable[object]], timeout_s: float = WAIT_S_MAX) -> None:
     """Ask until there is an answer: a cluster without a leader has none for a while. Fails with what it said last."""
     deadline_s = time.monotonic() + timeout_s
     while True:

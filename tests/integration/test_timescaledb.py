@@ -139,7 +139,7 @@ async def test_a_message_over_thousands_of_days_stops_nobody(
     await publish_batch(nats_client, 1, parts)
     await publish_plain(nats_client, join([frame(1, machine_id="after")]))
     async with running_ingest(nats_url, settings):
-        await until(lambda: drained(nats_client), 60)
+        await until(lambda: drained(nats_client))
     assert await hyper.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'cnc-001'") == DAYS_MAX
     assert await hyper.fetchval("SELECT count(*) FROM dead_letters WHERE reason = 'too_many_days'") == 3500 - DAYS_MAX
     assert await hyper.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'after'") == 1

@@ -14,6 +14,7 @@ from cncmon_agent.epochs import Epochs
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import spool_settings
 from cncmon_core.sample import Sample, encode_sample
+from testkit.waiting import WAIT_S_MAX
 
 FRAMES: Final = 8
 """Samples in a batch: some 16 KiB compressed at level 1, a seventh less at level 9, a third less at 19."""
@@ -104,7 +105,7 @@ async def feed(agent: Agent, samples: Samples, size: int) -> int:
         batches += 1
         if not batches % BATCHES_UNSYNCED_MAX:
             # An agent that has died is told of where it is awaited.
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WAIT_S_MAX):
                 await agent.storage.synced(agent.storage.buffer.range()[1] - 1)
         await asyncio.sleep(0)
     return samples.number - number

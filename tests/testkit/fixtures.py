@@ -11,8 +11,10 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_ingest.migrate import migrate
+from testkit.order import drawn_seed, shuffled
 from testkit.parts import REQUIRED, missing_part, timescaledb_programs
 from testkit.servers import Postgres, Server, running_nats, running_postgres
+from testkit.virtual_time import loop_factories
 
 _numbers = itertools.count(1)
 
@@ -20,6 +22,19 @@ on_both_servers = pytest.mark.parametrize(
     "postgres_dsn", ["plain", pytest.param("timescaledb", marks=pytest.mark.needs("timescaledb"))], indirect=True
 )
 """Runs a test that uses `postgres_dsn` on plain PostgreSQL and on one with TimescaleDB."""
+
+
+SEED = drawn_seed()
+"""Shuffles the tests; None: they come as they are written."""
+
+
+def pytest_report_header() -> list[str]:
+    return [] if SEED is None else [f"tests shuffled: CNCMON_TEST_SEED={SEED}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SEED is not None:
+        items[:] = shuffled(items, SEED)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -31,6 +46,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if REQUIRED:
             pytest.fail(f"{part} is required here (CNCMON_TEST_REQUIRE=all) and can't be had: {why}", pytrace=False)
         pytest.skip(why)
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> object:
+    """Give tests marked virtual_time a clock of their own."""
+    del config
+    return loop_factories(virtual=item.get_closest_marker("virtual_time") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from cncmon_ingest.leader import Leader
 from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.worker import Worker
+from testkit.waiting import until as until
 
 EPOCH = 4242
 
@@ -134,13 +135,6 @@ async def publish_batch(
     subject = identity.subject_of(kind, site, edge)
     data = frames.compress(payload) if compress else payload
     return (await client.jetstream().publish(subject, data, headers=headers)).seq
-
-
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(timeout_s):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def drained(client: Client) -> bool:

@@ -1,12 +1,11 @@
 """A sink for pollers that remembers what came, and when."""
 
-import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 from cncmon_agent.clock import Clock
 from cncmon_core.sample import Sample
+from testkit.waiting import until as until
 
 
 class Recorder:
@@ -32,10 +31,3 @@ class Recorder:
 def right_clock() -> Clock:
     """A clock that is believed."""
     return Clock(trust="always")
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 10) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -20,8 +20,7 @@ import psutil
 from cncmon_standalone.embedded import nats, postgres
 from cncmon_standalone.embedded.process import Command, die_with_parent
 from testkit.ports import free_port
-
-START_S_MAX = 30.0
+from testkit.waiting import WAIT_S_MAX
 
 
 class Server:
@@ -58,7 +57,7 @@ class Server:
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + START_S_MAX
+        deadline = time.monotonic() + WAIT_S_MAX
         while time.monotonic() < deadline:
             if self._process and self._process.poll() is not None:
                 # PostgreSQL after kill -9 waits for the dead server's children: start again, as a supervisor would.
@@ -168,7 +167,7 @@ class Postgres(Server):
 
     def _wait(self) -> None:
         super()._wait()
-        deadline = time.monotonic() + START_S_MAX
+        deadline = time.monotonic() + WAIT_S_MAX
         while True:
             try:
                 asyncio.run(self._ask())
@@ -234,7 +233,7 @@ class Replica(Postgres):
         theirs = await asyncpg.connect(primary.dsn)
         ours = await asyncpg.connect(self.dsn)
         wanted = await theirs.fetchval("SELECT pg_current_wal_flush_lsn()::text")
-        async with asyncio.timeout(START_S_MAX):
+        async with asyncio.timeout(WAIT_S_MAX):
             while not await ours.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", wanted):
                 await asyncio.sleep(0.02)
         await theirs.close()
@@ -245,7 +244,7 @@ class Replica(Postgres):
         ours = await asyncpg.connect(self.dsn)
         await ours.execute("ALTER SYSTEM SET primary_conninfo = ''")
         await ours.execute("SELECT pg_reload_conf()")
-        async with asyncio.timeout(START_S_MAX):
+        async with asyncio.timeout(WAIT_S_MAX):
             while await ours.fetchval("SELECT count(*) FROM pg_stat_wal_receiver"):
                 await asyncio.sleep(0.02)
         await ours.close()

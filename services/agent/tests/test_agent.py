@@ -220,15 +220,11 @@ async def test_who_starts_again_knows_the_time_at_once(tmp_path: Path) -> None:
         await task
 
 
-async def test_a_stop_without_a_connection_is_quick_and_everything_is_synced(tmp_path: Path) -> None:
-    settings = agents.settings_for(tmp_path, sync_interval_ms=60_000, drain_s_max=9, linger_offline_ms=60_000)
-    loop = asyncio.get_running_loop()
+async def test_a_stop_without_a_connection_drains_nothing_and_everything_is_synced(tmp_path: Path) -> None:
+    settings = agents.settings_for(tmp_path, sync_interval_ms=60_000, drain_s_max=3600, linger_offline_ms=60_000)
     async with agents.running_agent(NOWHERE, settings) as agent:
         for sample in bulky.Samples().take(5):
             agent.batcher.add(sample)
-        await asyncio.sleep(0.1)
-        stopping_s = loop.time()
-    assert loop.time() - stopping_s < 2
     again = Agent(settings, link_to(NOWHERE))
     earlier = again.epochs.open[-1]
     assert (earlier.epoch, earlier.last_seq, earlier.last_samples) == (agent.epochs.current.epoch, 1, 5)

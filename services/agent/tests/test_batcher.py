@@ -18,6 +18,8 @@ from cncmon_core import frames
 from cncmon_core.events import Event, encode_event
 from cncmon_core.sample import Sample, decode_sample
 
+pytestmark = pytest.mark.virtual_time
+
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 EPOCH = 4242
 

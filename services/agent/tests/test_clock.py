@@ -16,6 +16,7 @@ from cncmon_agent.durable_file import DurableFile
 from cncmon_agent.time_floor import BUILD_NS, SAVE_EVERY_S, TimeFloor
 from cncmon_agent.unstamped import MemoryFile
 from testkit.times import NOW_NS, S, Times
+from testkit.waiting import WAIT_S_MAX
 
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -258,7 +259,7 @@ async def test_who_waits_is_told() -> None:
     assert not waiting.done()
     times.synced = True
     ours.follow()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, WAIT_S_MAX)
 
 
 def test_the_bound_survives_a_boot_and_grows_by_the_length_of_a_clockless_one() -> None:

@@ -22,6 +22,7 @@ from cncmon_core.edge_config import EdgeConfig
 from cncmon_core.errors import ConfigError
 from cncmon_core.machine import Machine, Signal
 from testkit.recorder import until
+from testkit.waiting import WAIT_S_MAX
 
 SITE, EDGE = "default", "edge"
 KEY, STREAM = f"$KV.{names.KV_CONFIG}.{SITE}.{EDGE}", f"KV_{names.KV_CONFIG}"
@@ -85,7 +86,7 @@ async def put(client: Client, value: EdgeConfig | bytes) -> None:
 @pytest.fixture
 def following(settings_of, tmp_path: Path) -> Callable[..., Following]:
     def make(folder: Path | None = tmp_path, **changes: Any) -> Following:
-        return Following(settings_of(**({"config_poll_ms": 60_000} | changes)), folder)
+        return Following(settings_of(**({"config_poll_ms": 3_600_000} | changes)), folder)
 
     return make
 
@@ -101,10 +102,8 @@ async def test_a_change_is_heard_of_at_once_and_applied_once(
     async with here.on(nats_client):
         await asyncio.sleep(0.3)
         first = config_of("a", "b", revision=1)
-        began_s = time.monotonic()
         await put(nats_client, first)
-        await until(lambda: here.applied)
-        assert time.monotonic() - began_s < 0.5
+        await until(lambda: here.applied)  # the next poll is in an hour
         assert here.applied == [first.by_name]
         assert (here.report.source, here.report.revision, here.report.sha256) == ("kv", 1, first.sha256)
         await put(nats_client, config_of("a", "b", revision=2))
@@ -119,7 +118,7 @@ async def test_what_is_there_already_is_read_at_once(nats_client: Client, follow
     await put(nats_client, config_of("a", revision=4))
     here = following()
     async with here.on(nats_client):
-        await until(lambda: here.report.revision == 4, 2)
+        await until(lambda: here.report.revision == 4)
 
 
 @pytest.mark.parametrize("bucket", [{"republish": False}, {"republish": False, "direct": False}], ids=str)
@@ -130,11 +129,11 @@ async def test_a_poll_finds_what_was_not_heard(
     here = following(config_poll_ms=200)
     async with here.on(nats_client):
         await put(nats_client, config_of("a", revision=1))
-        await until(lambda: here.report.revision == 1, 2)
+        await until(lambda: here.report.revision == 1)
         await put(nats_client, config_of("a", revision=2, interval_ms=50))
-        await until(lambda: here.report.revision == 2, 2)
+        await until(lambda: here.report.revision == 2)
         await nats_client.jetstream().purge_stream(STREAM)
-        await until(lambda: here.report.errors, 2)
+        await until(lambda: here.report.errors)
 
 
 async def test_an_unchanged_bucket_is_not_read_again(
@@ -301,7 +300,7 @@ async def test_fixed_files_are_all_there_is(
     (error,) = here.report.errors
     assert (error.machine, error.path) == ("b", "$.spec.pollIntervalMs")
     assert error.problem.startswith(f"{file}:3: ")
-    await asyncio.wait_for(here.follower.follow(nats_client), 1)
+    await asyncio.wait_for(here.follower.follow(nats_client), WAIT_S_MAX)
 
 
 def kept(folder: Path) -> bytes:

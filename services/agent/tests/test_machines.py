@@ -20,6 +20,8 @@ from cncmon_core.machine import UNSET, Machine
 from cncmon_simulator import Settings, Simulator, documents, running
 from testkit.recorder import Recorder, right_clock, until
 
+pytestmark = pytest.mark.virtual_time
+
 INTERVAL_MS = 50
 ONE, TWO, THREE = "cnc-001", "cnc-002", "cnc-003"
 
@@ -297,6 +299,7 @@ async def test_a_driver_that_can_not_even_be_made(plant: Run, monkeypatch: pytes
 async def test_a_new_document_does_not_wait_for_the_pause_after_a_fault(
     plant: Run, odd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machines, "RESTART_S", 3600)
     made = odd(ONE, broken)
     async with plant(1) as here:
         await until(lambda: here.report(ONE).error == machines.INTERNAL)

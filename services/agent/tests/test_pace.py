@@ -7,6 +7,8 @@ import pytest
 
 from cncmon_agent.pace import QUIET_S, CommitLag, Latency, Pace
 
+pytestmark = pytest.mark.virtual_time
+
 
 async def test_so_many_bytes_take_so_long() -> None:
     pace = Pace(1_000_000)

@@ -19,6 +19,8 @@ from cncmon_simulator import Settings, Simulator, documents, poll_log, running
 from cncmon_simulator.faults import Fault, parse
 from testkit.recorder import Recorder, right_clock, until
 
+pytestmark = pytest.mark.virtual_time
+
 INTERVAL_S = 0.05
 
 

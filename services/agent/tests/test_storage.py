@@ -16,6 +16,7 @@ from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import Storage, no_room, spool_settings
 from testkit.buffers import content
 from testkit.recorder import until
+from testkit.waiting import WAIT_S_MAX
 
 EPOCH = 77
 MakeSettings = Callable[..., AgentSettings]
@@ -298,7 +299,7 @@ async def test_synced_means_what_it_says(settings_of: MakeSettings, tmp_path: Pa
     async with running(storage):
         storage.buffer.append(make(EPOCH, 1, 0, "samples", [b"x"], 1, 0))
         assert storage.synced_seq == 0
-        await asyncio.wait_for(storage.synced(1), 5)
+        await asyncio.wait_for(storage.synced(1), WAIT_S_MAX)
         assert storage.synced_seq == 1
 
 
@@ -325,8 +326,8 @@ async def test_what_is_freed_before_it_is_synced_is_waited_for_no_longer(
     async with running(storage):
         assert storage.buffer.append(make(EPOCH, 1, 0, "samples", [b"{}"], 1, 0))
         storage.buffer.free(1)
-        await asyncio.wait_for(storage.synced(1), 5)
+        await asyncio.wait_for(storage.synced(1), WAIT_S_MAX)
         assert storage.synced_seq == 0
         assert storage.buffer.append(make(EPOCH, 2, 1, "samples", [b"{}"], 1, 0))
-        await asyncio.wait_for(storage.synced(2), 5)
+        await asyncio.wait_for(storage.synced(2), WAIT_S_MAX)
         assert storage.synced_seq == 2

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from cncmon_agent import ticks
 
+pytestmark = pytest.mark.virtual_time
+
 
 @given(st.integers(10, 3_600_000), st.floats(0, 1e8))
 def test_a_grid_divides_its_interval_and_is_not_coarse(interval_ms: int, moment_s: float) -> None:

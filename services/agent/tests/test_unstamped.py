@@ -26,6 +26,7 @@ from cncmon_core import frames
 from cncmon_core.sample import Sample
 from testkit.times import NOW_NS, S, Times
 from testkit.unstamped import Crash, Edge, Process, Spool, World, samples_of
+from testkit.waiting import WAIT_S_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ async def live_on(world: World, lives: list[dict[str, Any]]) -> None:
     world.crashes.clear()
     last = Process(world)
     last.recover()
-    await asyncio.wait_for(last.run(samples=5, learns_at=1, recovers_at=99, to_the_end=True), 30)
+    await asyncio.wait_for(last.run(samples=5, learns_at=1, recovers_at=99, to_the_end=True), WAIT_S_MAX)
     assert last.mover.done
     world.random = Random(1)
     for _ in range(100):
@@ -172,7 +173,7 @@ async def test_who_knows_the_time_from_the_start_begins_no_log() -> None:
     assert (edge.unstamped.own, edge.world.unstamped, edge.world.meta_file.content) == (None, {}, None)
     edge.unstamped.cut()
     edge.process.recover()
-    await asyncio.wait_for(edge.mover.run(), 1)
+    await asyncio.wait_for(edge.mover.run(), WAIT_S_MAX)
     with pytest.raises(RuntimeError):
         edge.unstamped.add(Sample("m", edge.clock.now(), 1.0, 1.0))
 
@@ -201,7 +202,7 @@ async def test_what_is_moved_is_held_until_that_is_written_down() -> None:
     assert live_batch is not None
     assert not edge.mover.holds(live_batch)
     edge.process.log.sync()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, WAIT_S_MAX)
     assert not edge.mover.holds(batch)
     assert edge.mover.pinned_from(1) is None
     assert edge.meta().logs[0].moved == [(1, 3)]

@@ -1,7 +1,6 @@
 """Machine documents. Each file of bad_machines/ begins with `#: ` lines: what must be said of it, word for word."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,11 @@ def expected(path: Path) -> list[str]:
 def test_a_bad_document_is_explained_and_the_good_one_beside_it_is_used(path: Path, tmp_path: Path) -> None:
     for file in (GOOD, path):
         shutil.copy(file, tmp_path)
-    started_s = time.monotonic()
-    found = load([tmp_path])
-    took_s = time.monotonic() - started_s
+    found = load([tmp_path])  # bombs included: one that is not bounded takes for ever
     assert expected(path)
     assert [str(problem).replace(f"{tmp_path}/", "") for problem in found.problems] == expected(path)
     assert found.machines.keys() - {"good-2"} == {"good-1"}
     assert len(found.machines["good-1"].spec.signals) == 11
-    # Bombs and nonsense included; the figure is generous, an unbounded expansion takes for ever.
-    assert took_s < 10
 
 
 def test_every_message_names_a_line_unless_the_file_can_not_be_read() -> None:
@@ -156,9 +151,7 @@ def test_a_profile_may_stand_in_a_later_file(tmp_path: Path) -> None:
 def test_many_signals(tmp_path: Path, count: int) -> None:
     lines = [f"  - {{name: s{number}, register: {number % 65536}}}" for number in range(count)]
     text = minimal().rsplit("\n", 2)[0] + "\n" + "\n".join(lines) + "\n"
-    started_s = time.monotonic()
     found = load_text(tmp_path, text)
-    assert time.monotonic() - started_s < 20
     if count == 1000:
         assert len(found.machines["m"].spec.signals) == count
         return

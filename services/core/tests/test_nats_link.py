@@ -12,6 +12,7 @@ from nats.aio.client import Client
 
 from cncmon_core.nats_link import CONNECTED, NatsLink, NatsSettings
 from testkit.servers import Server, running_nats
+from testkit.waiting import WAIT_S_MAX
 
 
 def link_to(server: Server | int, **changes: Any) -> NatsLink:
@@ -141,7 +142,7 @@ async def test_run_returns_when_the_session_does(nats_url: str) -> None:
         clients.append(client)
         await client.flush()
 
-    await asyncio.wait_for(link.run(session), 5)
+    await asyncio.wait_for(link.run(session), WAIT_S_MAX)
     assert len(clients) == 1
     assert clients[0].is_closed
     assert link.client is None
@@ -161,7 +162,7 @@ async def test_a_bug_in_a_session_is_not_swallowed(nats_url: str, error: Excepti
 
     link = link_to(int(nats_url.rsplit(":", 1)[1]))
     with pytest.raises(type(error), match="ours"):
-        await asyncio.wait_for(link.run(session), 5)
+        await asyncio.wait_for(link.run(session), WAIT_S_MAX)
     assert link.client is None
 
 
@@ -179,7 +180,7 @@ async def test_what_a_lost_connection_causes_only_ends_the_session(nats_url: str
         if begun < 3:
             raise error
 
-    await asyncio.wait_for(link_to(int(nats_url.rsplit(":", 1)[1])).run(session), 5)
+    await asyncio.wait_for(link_to(int(nats_url.rsplit(":", 1)[1])).run(session), WAIT_S_MAX)
     assert begun == 3
 
 
@@ -189,7 +190,7 @@ async def test_cancelling_run_cancels_the_session_and_closes_the_client(nats_url
         await until(lambda: session.begun == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, WAIT_S_MAX)
     assert session.cancelled == 1
     assert session.client is not None
     assert session.client.is_closed

@@ -174,7 +174,7 @@ async def test_one_maintains_and_another_follows_at_once(postgres_dsn: str, data
         async def another() -> bool:
             return await holder() not in (None, first)
 
-        await until(another, 5)
+        await until(another)
         await database.execute(
             "INSERT INTO dirty_ranges (machine_ids, from_time, to_time) VALUES ('{m1}', $1, $2)",
             NOW,
@@ -184,7 +184,7 @@ async def test_one_maintains_and_another_follows_at_once(postgres_dsn: str, data
         async def done() -> bool:
             return await count(database, "dirty_ranges") == 0
 
-        await until(done, 5)
+        await until(done)
 
 
 @pytest.mark.needs("timescaledb")

@@ -17,6 +17,7 @@ from cncmon_operator.queue import EdgeQueue
 from cncmon_operator.resources import Resource
 from cncmon_operator.status import Heard, Said, Written
 from cncmon_operator.store import Store
+from testkit.waiting import WAIT_S_MAX
 
 EDGE = ("hall", "e1")
 OURS = "operator/plant"
@@ -280,7 +281,7 @@ async def test_an_edge_named_while_it_is_looked_at_comes_again_after() -> None:
     await asyncio.sleep(0.05)
     assert not again.done(), "nobody else may look at it meanwhile"
     queue.done(EDGE)
-    assert await asyncio.wait_for(again, 1) == EDGE
+    assert await asyncio.wait_for(again, WAIT_S_MAX) == EDGE
 
 
 async def test_the_sooner_of_two_moments_counts() -> None:
@@ -289,5 +290,5 @@ async def test_the_sooner_of_two_moments_counts() -> None:
     queue.add({EDGE}, after_s=0.1)
     queue.add({EDGE}, after_s=30)
     started_s = time.monotonic()
-    await asyncio.wait_for(queue.take(), 1)
+    await asyncio.wait_for(queue.take(), WAIT_S_MAX)
     assert time.monotonic() - started_s >= 0.09

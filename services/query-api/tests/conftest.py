@@ -14,6 +14,7 @@ import pytest
 from cncmon_api.main import listen, run
 from cncmon_api.settings import ApiSettings
 from cncmon_core.monitor import Health
+from testkit.waiting import WAIT_S_MAX
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ class Stream:
                     self.comments.append(line)
         self._events.put_nowait(None)
 
-    async def event(self, name: str | None = None, timeout: float = 10) -> Event:
+    async def event(self, name: str | None = None, timeout: float = WAIT_S_MAX) -> Event:
         """Return the next event (of that name)."""
         async with asyncio.timeout(timeout):
             while (event := await self._events.get()) is not None:
@@ -59,10 +60,10 @@ class Stream:
 
     async def database_ok(self) -> None:
         """Wait until the stream says that the database is back; until then it may give changing reasons."""
-        while (await self.event("status", 20)).data != {"database": "ok", "message": ""}:
+        while (await self.event("status")).data != {"database": "ok", "message": ""}:
             pass
 
-    async def ended(self, timeout: float = 10) -> None:
+    async def ended(self, timeout: float = WAIT_S_MAX) -> None:
         """Wait for the end of the stream."""
         async with asyncio.timeout(timeout):
             while await self._events.get() is not None:
@@ -126,11 +127,13 @@ async def start_api(database_dsn: str) -> AsyncIterator[StartApi]:
             health, stop = Health(), asyncio.Event()
             task = asyncio.create_task(run(config, listener, health, stop))
             port = listener.getsockname()[1]
-            http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15))
+            http = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S_MAX)
+            )
 
             async def finish() -> None:
                 stop.set()
-                await asyncio.wait_for(asyncio.shield(task), 15)
+                await asyncio.wait_for(asyncio.shield(task), WAIT_S_MAX)
 
             stack.push_async_callback(finish)
             for _ in range(200):

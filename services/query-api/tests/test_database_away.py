@@ -10,6 +10,7 @@ import pytest
 from cncmon_api import samples
 from cncmon_ingest.migrate import migrate
 from testkit.servers import running_postgres
+from testkit.waiting import WAIT_S_MAX
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ async def test_a_network_that_swallows_everything(start_api, own_server, databas
     async with api.live() as stream:
         gate.open.clear()
         assert (await stream.event("status")).data["database"] == "unavailable"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WAIT_S_MAX):
             await check_away(api)
         gate.open.set()
         await stream.database_ok()

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from cncmon_api.database import Database
+from testkit.waiting import WAIT_S_MAX
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ async def raw(api, *parts: bytes, pause_s: float = 0.0) -> bytes:
         writer.write(part)
         await asyncio.sleep(pause_s)
     try:
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), WAIT_S_MAX)
     except ConnectionResetError:
         return b""
     finally:
@@ -84,8 +85,8 @@ async def test_a_request_that_does_not_arrive_is_cut_off(start_api, begin):
     api = await start_api(header_timeout_ms=300)
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    await raw(api, begin)
-    assert 0.2 < loop.time() - begun < 5
+    await raw(api, begin)  # ends because the service closes it
+    assert loop.time() - begun > 0.2
 
 
 async def test_a_second_request_on_a_connection_has_the_same_limit(start_api):
@@ -134,11 +135,9 @@ async def test_requests_beyond_the_limit_are_refused_while_probes_answer(start_a
 async def test_a_flood_is_answered_or_refused(start_api, store):
     api = await start_api(concurrent_requests_max=16)
     await store.machines("m1")
-    begun = asyncio.get_running_loop().time()
     request = b"GET /api/v1/machines/m1/series HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answers = await asyncio.gather(*(raw(api, request) for _ in range(500)))
     assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
-    assert asyncio.get_running_loop().time() - begun < 20
     assert (await api.get("/api/v1/machines")).status_code == 200
 
 

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from testkit.waiting import WAIT_S_MAX
+
 
 def row(machine: str, age_s: float = 0, state: str = "running", **values) -> dict:
     time = datetime.now(UTC) - timedelta(seconds=age_s)
@@ -130,7 +132,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_others_are_not(start_a
     with socket.create_connection(("127.0.0.1", api.port)) as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.sendall(b"GET /api/v1/live?machines=m1&every=all HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with api.live(machines="m1", every="all") as reader, asyncio.timeout(60):
+        async with api.live(machines="m1", every="all") as reader, asyncio.timeout(WAIT_S_MAX):
             await machines_until(reader, lambda machines: [m["id"] for m in machines] == ["m1"])
             seen = sent = 0
             while await api.metric("cncmon_api_live_clients_dropped_total") == before:
@@ -154,14 +156,14 @@ async def test_what_cannot_be_used_is_refused(api, query):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_open_streams_end_at_once_when_the_service_stops(start_api):
+async def test_open_streams_end_at_once_when_the_service_stops(start_api, monkeypatch):
+    monkeypatch.setattr("cncmon_api.main.SHUTDOWN_S", 3600)
     api = await start_api()
     async with api.live() as one, api.live(machines="m1", every="all") as two:
         await one.event("machines")
         await two.event("machines")
-        begun = asyncio.get_running_loop().time()
+        # Nobody here closes them: who waits for that waits for ever.
         stopping = asyncio.create_task(api.stop())
         await one.ended()
         await two.ended()
         await stopping
-        assert asyncio.get_running_loop().time() - begun < 3

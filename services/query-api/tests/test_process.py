@@ -11,6 +11,8 @@ import urllib.request
 import msgspec
 import pytest
 
+from testkit.waiting import WAIT_S_MAX
+
 COMMAND = [sys.executable, "-m", "cncmon_api.main"]
 
 
@@ -19,7 +21,13 @@ def environ(**settings: str) -> dict[str, str]:
     return clean | {f"CNCMON_API_{name.upper()}": value for name, value in settings.items()}
 
 
-def test_starts_serves_and_stops_within_ten_seconds_with_a_stream_open(database_dsn):
+def run(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=variables, capture_output=True, text=True, timeout=WAIT_S_MAX, check=False
+    )
+
+
+def test_starts_serves_and_stops_with_a_stream_open(database_dsn):
     process = subprocess.Popen(COMMAND, env=environ(database_dsn=database_dsn, port="0"), stderr=subprocess.PIPE)
     try:
         lines = []
@@ -31,16 +39,15 @@ def test_starts_serves_and_stops_within_ten_seconds_with_a_stream_open(database_
         assert lines[-1]["service"] == "cncmon-api"
         for _ in range(50):
             try:
-                assert urllib.request.urlopen(f"{url}/api/v1/machines", timeout=5).status == 200
+                assert urllib.request.urlopen(f"{url}/api/v1/machines", timeout=WAIT_S_MAX).status == 200
                 break
             except OSError:
                 time.sleep(0.1)
-        stream = urllib.request.urlopen(f"{url}/api/v1/live", timeout=5)
+        stream = urllib.request.urlopen(f"{url}/api/v1/live", timeout=WAIT_S_MAX)
         assert stream.readline() == b"retry: 2000\n"
-        begun = time.monotonic()
+        # Nobody closes the stream: who waits for its end waits for ever.
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-        assert time.monotonic() - begun < 5
+        assert process.wait(WAIT_S_MAX) == 0
     finally:
         process.kill()
         rest = process.stderr.read()
@@ -59,7 +66,9 @@ def test_starts_serves_and_stops_within_ten_seconds_with_a_stream_open(database_
     ],
 )
 def test_wrong_settings_are_named(settings, said):
-    done = subprocess.run(COMMAND, env=environ(**settings), capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        COMMAND, env=environ(**settings), capture_output=True, text=True, timeout=WAIT_S_MAX, check=False
+    )
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
@@ -67,11 +76,13 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         settings = environ(database_dsn="postgresql://x", port=port)
-        done = subprocess.run(COMMAND, env=settings, capture_output=True, text=True, timeout=20, check=False)
+        done = run(settings)
     assert done.returncode == 2
     assert f"port {port}: Address already in use" in done.stderr
 
 
 def test_help_lists_every_setting():
-    done = subprocess.run([*COMMAND, "--help"], env=environ(), capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        [*COMMAND, "--help"], env=environ(), capture_output=True, text=True, timeout=WAIT_S_MAX, check=True
+    )
     assert "CNCMON_API_STALE_AFTER_MS [15000]" in done.stdout

@@ -7,6 +7,8 @@ from cncmon_core.errors import SettingsError
 from cncmon_simulator import running
 from cncmon_simulator.metrics import FleetMetrics
 
+pytestmark = pytest.mark.virtual_time
+
 NAME = "cnc-001"
 
 

@@ -9,6 +9,8 @@ from cncmon_simulator import poll_log, running
 from cncmon_simulator.errors import FaultError, UnknownMachineError
 from cncmon_simulator.faults import Fault, parse
 
+pytestmark = pytest.mark.virtual_time
+
 FIRST, COUNT = 100, 39
 NAME = "cnc-001"
 

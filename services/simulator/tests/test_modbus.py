@@ -8,6 +8,8 @@ from pymodbus.client import AsyncModbusTcpClient
 from cncmon_core import machine_files
 from cncmon_simulator import poll_log, running
 
+pytestmark = pytest.mark.virtual_time
+
 FIRST, COUNT = 100, 39
 
 

@@ -13,6 +13,7 @@ from cncmon_simulator import Settings, poll_log, running
 from cncmon_simulator.errors import PollLogError
 from cncmon_simulator.faults import KINDS
 from cncmon_simulator.settings import SECTION, check
+from testkit.waiting import WAIT_S_MAX
 
 
 def start(**values: str) -> subprocess.Popen[str]:
@@ -74,7 +75,7 @@ async def test_a_poll_log_that_fails_ends_the_service(settings, connected) -> No
             async with connected(simulator, "cnc-001") as client:
                 await client.read_holding_registers(100, count=39)
             try:
-                await asyncio.wait_for(simulator.until(asyncio.Event()), 5)
+                await asyncio.wait_for(simulator.until(asyncio.Event()), WAIT_S_MAX)
             except OSError:
                 ended.set()
                 raise

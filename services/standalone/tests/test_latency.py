@@ -14,6 +14,7 @@ from cncmon_standalone.proof.accepted import AcceptedLog
 from cncmon_standalone.proof.compare import Window
 from cncmon_standalone.proof.reader import Machine, Reader
 from cncmon_standalone.proof.usage import Usage
+from testkit.waiting import WAIT_S_MAX
 
 BASE = datetime.now(UTC) + timedelta(hours=1)
 
@@ -32,7 +33,7 @@ async def insert(connection: asyncpg.Connection, machine: str, *counters: int) -
 
 
 async def seen_of(looking: Reader, number: int) -> list[tuple[str, int]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S_MAX):
         while len(looking.seen) < number:
             await asyncio.sleep(0.005)
     return [(name, counter) for name, counter, _ in looking.seen]

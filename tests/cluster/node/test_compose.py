@@ -18,7 +18,7 @@ from testkit.images import our_images, podman, system_images, variables
 from testkit.kubernetes import ROOT
 from testkit.ports import free_port
 
-pytestmark = [pytest.mark.needs("node"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(900)]
 
 MACHINES = {f"cnc-00{number}" for number in range(1, 6)}
 HEALTHY = ("nats", "database", "ingest", "api", "simulator", "agent")

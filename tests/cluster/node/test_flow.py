@@ -17,7 +17,7 @@ from testkit.images import our_images
 from testkit.kubernetes import ROOT
 from testkit.node import Node
 
-pytestmark = [pytest.mark.needs("node"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(1800)]
 
 CLOUD = {
     "ingest": "deployment/plant-cnc-monitor-ingest",

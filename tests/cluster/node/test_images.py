@@ -9,7 +9,7 @@ import pytest
 from testkit.images import our_images, podman, system_images
 from testkit.kubernetes import ROOT
 
-pytestmark = [pytest.mark.needs("node"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(900)]
 
 IMAGES = {
     "agent": {"kopf", "asyncpg", "fastapi", "lightkube", "starlette"},

@@ -13,7 +13,7 @@ from cluster.node.plant import Plant, documents, readme_commands, until
 from testkit.kubernetes import ROOT
 from testkit.node import Node
 
-pytestmark = [pytest.mark.needs("node"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(1800)]
 
 MACHINES = {f"cnc-00{number}" for number in range(1, 6)}
 FIRST_ROWS_S_MAX = 30.0

@@ -183,7 +183,7 @@ class Plant:
 
     async def flow(self, seconds: float | None = None) -> None:
         """Let traffic flow, once every agent has accepted something."""
-        await until(self._every_agent_accepts, 60)
+        await until(self._every_agent_accepts)
         await asyncio.sleep(SIZE.calm_s if seconds is None else seconds)
 
     async def _every_agent_accepts(self) -> bool:
@@ -215,12 +215,11 @@ class Plant:
             self.lost.setdefault(epoch, 0)
         shutil.rmtree(agent.data)
 
-    async def recovered(self, timeout_s: float | None = None) -> None:
+    async def recovered(self) -> None:
         """The fault is undone: measure how long it takes until all that is promised by now is in the database."""
-        limit_s = SIZE.recover_s_max if timeout_s is None else timeout_s
         began_s = time.monotonic()
         ends = await asyncio.to_thread(self.ends)
-        self.recovery_s += await recovery.wait_for(self.dsn, ends, limit_s, began_s=began_s)
+        self.recovery_s += await recovery.wait_for(self.dsn, ends, SIZE.recover_s_max, began_s=began_s)
 
     async def ended(self) -> None:
         """Stop the agents; wait until their promises are kept and the stream has nothing left."""
@@ -230,7 +229,7 @@ class Plant:
         alive = {epoch: seq for epoch, seq in ends.items() if epoch not in self.lost}
         await recovery.wait_for(self.dsn, alive, SIZE.recover_s_max, watermark=True)
         async with self.client() as client:
-            await until(lambda: ingest.drained(client), SIZE.recover_s_max)
+            await until(lambda: ingest.drained(client))
 
     async def _stop_agents(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -23,7 +23,8 @@ class Size:
     rounds, kills, freezes: how often a fault is injected; freezes: one that takes long. calm_s, fault_s: how long
     traffic flows before a fault, and how long that lasts. machines, poll_interval_ms: of each edge. edges,
     backlog_batches: where all come back at once. soak_machines, soak_interval_s: what is sampled for a week;
-    soak_faults: a day. timeout_s: of a test. recover_s_max: until all is in the database.
+    soak_faults: a day. timeout_s: of a test, whose reason the waits give before.
+    recover_s_max: without any progress, until recovery is given up.
     """
 
     rounds: int
@@ -55,8 +56,8 @@ SHORT_ROUND: Final = Size(
     soak_machines=4,
     soak_interval_s=60.0,
     soak_faults=1,
-    timeout_s=120,
-    recover_s_max=40,
+    timeout_s=900,
+    recover_s_max=240,
 )
 LONG_ROUND: Final = Size(
     rounds=20,
@@ -72,7 +73,7 @@ LONG_ROUND: Final = Size(
     soak_interval_s=1.0,
     soak_faults=4,
     timeout_s=3600,
-    recover_s_max=300,
+    recover_s_max=240,
 )
 
 SIZE: Final = LONG_ROUND if LONG else SHORT_ROUND

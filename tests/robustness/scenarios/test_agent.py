@@ -11,14 +11,12 @@ from robustness.scenarios.plant import Plant
 from robustness.scenarios.size import SIZE
 from robustness.traffic.services import AgentProcess
 from robustness.validate.promised import newest
-
-ALERT_S_MAX = 60.0
-"""Two live boot ids under one name are told of within a minute."""
+from testkit.waiting import WAIT_S_MAX
 
 
-async def accepts_anew(agent: AgentProcess, before: tuple[int, int] | None, timeout_s: float = 30) -> None:
+async def accepts_anew(agent: AgentProcess, before: tuple[int, int] | None) -> None:
     """Wait until an agent that was started has accepted its first batch."""
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(WAIT_S_MAX):
         while (found := newest(agent.accepted)) is None or (before is not None and found[0] == before[0]):
             if not agent.runs:
                 raise AssertionError(f"{agent.name} has ended: {agent.tail()}")
@@ -117,7 +115,7 @@ async def test_cloned_edge(plant: Plant) -> None:
         await plant.proxy.open()
         await plant.flow()
         await plant.recovered()
-        async with asyncio.timeout(ALERT_S_MAX):
+        async with asyncio.timeout(WAIT_S_MAX):
             while not await alerted(plant.dsn):
                 await asyncio.sleep(0.2)
     await plant.holds()

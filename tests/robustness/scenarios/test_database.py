@@ -1,8 +1,7 @@
 """The database is away, ingest is killed: the stream holds each batch once, and the edges keep quiet."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
 import psutil
 from nats.aio.client import Client
@@ -11,6 +10,7 @@ from cncmon_core import names
 from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import SIZE
 from testkit.servers import Postgres
+from testkit.waiting import WAIT_S_MAX, until
 
 
 async def test_database_frozen(plant_with: MakePlant, migrated: Postgres) -> None:
@@ -69,9 +69,8 @@ async def test_database_down(plant_with: MakePlant, migrated: Postgres) -> None:
     await plant.holds()
 
 
-async def waiting_messages(plant: Plant) -> int:
-    async with plant.client() as client:
-        info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+async def waiting_messages(client: Client) -> int:
+    info = await client.jetstream().consumer_info(names.STREAM, names.DURABLE)
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
@@ -79,43 +78,47 @@ def rss_mb(plant: Plant) -> float:
     return float(psutil.Process(plant.ingest.pid).memory_info().rss) / 1e6
 
 
+SLOW_TURNS = 10 * SIZE.rounds
+SLOW_MESSAGES = 25
+"""What comes into the stream between two turns of a slow database."""
+
+
 async def test_database_slow(plant_with: MakePlant, migrated: Postgres) -> None:
-    """FAULT 21: the database gets a twentieth of its time. What it does not manage waits in the stream."""
+    """FAULT 21: the database does a little, then stands still until more has come in than that.
+
+    What it does not manage waits in the stream.
+    """
     plant = plant_with(migrated.dsn)
-    async with plant.running(agent={"linger_ms": 20}):
+    async with plant.running(agent={"linger_ms": 20}), plant.client() as client:
         await plant.flow()
-        before_mb, calm = rss_mb(plant), await waiting_messages(plant)
+        before_mb, calm = rss_mb(plant), await waiting_messages(client)
         plant.note_fault("database slowed down")
-        async with slowed_down(migrated):
-            await plant.flow(10 * SIZE.fault_s)
-            waiting = await waiting_messages(plant)
-            grown_mb = rss_mb(plant) - before_mb
+        for _ in range(SLOW_TURNS):
+            migrated.pause()
+            await until(more_published(client, await last_seq(client) + SLOW_MESSAGES))
+            waiting = await waiting_messages(client)
+            migrated.resume()
+            await asyncio.sleep(0.01)
+        grown_mb = rss_mb(plant) - before_mb
         await plant.recovered()
-        assert waiting > calm, "so slow that something waits"
+        assert waiting > calm, "more came in than was committed"
         assert grown_mb < RSS_GROWTH_MB_MAX
         plant.notes["messages waiting"] = str(waiting)
         plant.notes["worker grown by"] = f"{grown_mb:.1f} MB"
     await plant.holds()
 
 
-@contextlib.asynccontextmanager
-async def slowed_down(server: Postgres) -> AsyncIterator[None]:
-    """Let a server work for 10 ms of every 200."""
+async def last_seq(client: Client) -> int:
+    return (await client.jetstream().stream_info(names.STREAM)).state.last_seq
 
-    async def hinder() -> None:
-        while True:
-            server.pause()
-            await asyncio.sleep(0.19)
-            server.resume()
-            await asyncio.sleep(0.01)
 
-    task = asyncio.create_task(hinder())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        server.resume()
+def more_published(client: Client, seq: int) -> Callable[[], Awaitable[bool]]:
+    """Whether the stream has got up to a sequence."""
+
+    async def holds() -> bool:
+        return await last_seq(client) >= seq
+
+    return holds
 
 
 async def test_the_same_messages_on_two_workers(plant: Plant) -> None:
@@ -158,7 +161,7 @@ async def test_stream_full(plant: Plant) -> None:
             await plant.flow()
             plant.ingest.kill()
             plant.note_fault("stream full")
-            async with plant.client() as client, asyncio.timeout(120):
+            async with plant.client() as client, asyncio.timeout(WAIT_S_MAX):
                 while not await full(client):
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(SIZE.fault_s)

@@ -12,6 +12,7 @@ from robustness.scenarios.plant import MakePlant, Plant
 from robustness.scenarios.size import SIZE
 from testkit.ingest import frame, publish_plain, until
 from testkit.servers import Postgres, running_replica
+from testkit.waiting import WAIT_S_MAX
 
 KILLING = Path(__file__).parents[1] / "faults" / "killing"
 
@@ -57,7 +58,7 @@ async def test_fail_over_to_a_replica_that_lacks_seconds(plant_with: MakePlant, 
                 plant.notes["lacked"] = f"{had - await count():,} samples"
                 assert await count() < had
             await plant.recovered()
-            await until(lambda: is_whole(dsn, 2), SIZE.recover_s_max)
+            await until(lambda: is_whole(dsn, 2))
         await plant.holds()
 
 
@@ -92,7 +93,7 @@ async def test_restore_of_an_older_backup(plant_with: MakePlant, migrated: Postg
             migrated.kill()
             await asyncio.to_thread(migrated.restore, backup)
             await plant.recovered()
-            await until(lambda number=number: is_whole(migrated.dsn, number + 1), SIZE.recover_s_max)  # type: ignore[misc]
+            await until(lambda number=number: is_whole(migrated.dsn, number + 1))  # type: ignore[misc]
     await plant.holds()
 
 
@@ -107,7 +108,7 @@ async def test_poison(plant: Plant) -> None:
                 plant.note_fault("message that kills")
         connection = await asyncpg.connect(plant.dsn)
         deaths = 0
-        async with asyncio.timeout(SIZE.recover_s_max + 10 * SIZE.rounds):
+        async with asyncio.timeout(WAIT_S_MAX * SIZE.rounds):
             while await connection.fetchval("SELECT count(*) FROM dead_letters WHERE reason = 'poison'") < SIZE.rounds:
                 if not plant.ingest.runs:
                     deaths += 1

@@ -9,6 +9,7 @@ from cncmon_core import names
 from robustness.faults import nats_store
 from robustness.scenarios.plant import Plant
 from robustness.scenarios.size import SIZE
+from testkit.waiting import WAIT_S_MAX
 
 
 async def test_nats_killed(plant: Plant) -> None:
@@ -101,7 +102,7 @@ async def test_buckets_deleted(plant: Plant) -> None:
             await asyncio.sleep(SIZE.fault_s)
             await plant.bootstrap()
             await plant.recovered()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WAIT_S_MAX):
                 async with plant.client() as client:
                     bucket = await client.jetstream().key_value(names.KV_WATERMARK)
                     while len(await _keys(bucket)) < len(plant.agents):

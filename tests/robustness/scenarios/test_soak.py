@@ -14,7 +14,7 @@ from statistics import fmean
 import pytest
 
 from robustness.scenarios.plant import MakePlant, Plant
-from robustness.scenarios.size import SIZE
+from robustness.scenarios.size import LONG, SIZE
 from robustness.traffic.local import LocalAgent
 from testkit.servers import Postgres
 
@@ -104,8 +104,9 @@ async def test_a_week(plant_with: MakePlant, migrated: Postgres) -> None:
     plant.notes["mean time to repair in s"] = f"{fmean(repair_s):.1f}"
     plant.notes["longest in s"] = f"{max(repair_s):.1f}"
     await plant.holds()
-    assert sum(repair_s) / week_s < 0.001
-    assert fmean(repair_s) < 300
+    if LONG:  # one test at a time: what it takes is the system's, not that of others on the machine
+        assert sum(repair_s) / week_s < 0.001
+        assert fmean(repair_s) < 300
 
 
 async def _pass(edge: LocalAgent, seconds: float) -> None:

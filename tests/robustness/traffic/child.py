@@ -14,9 +14,7 @@ import msgspec
 
 from cncmon_core.settings import variable_of
 from cncmon_standalone.embedded.process import base_environ, dying_with_parent
-
-STOP_S_MAX = 15.0
-"""Every service promises to stop within ten seconds."""
+from testkit.waiting import WAIT_S_MAX
 
 
 class Child:
@@ -77,11 +75,11 @@ class Child:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.to_thread(process.wait, STOP_S_MAX)
+                await asyncio.to_thread(process.wait, WAIT_S_MAX)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                raise AssertionError(f"{self.name} did not stop in {STOP_S_MAX:g} s: {self.tail()}") from None
+                raise AssertionError(f"{self.name} did not stop in {WAIT_S_MAX:g} s: {self.tail()}") from None
         # The wrapper of another network namespace ends as its program does; killed on purpose is not stopped.
         if process.returncode not in (0, -signal.SIGKILL):
             raise AssertionError(f"{self.name} ended with status {process.returncode}: {self.tail()}")

@@ -13,14 +13,13 @@ from robustness.traffic.generator import Generator
 from robustness.traffic.machines import Machines
 from robustness.traffic.services import common_settings
 from testkit.agent import running_agent
+from testkit.waiting import WAIT_S_MAX
 
 LINGER_S = 2.0
 """Of an agent without a connection (`linger_offline_ms`): what decides how many batches an outage has."""
 
 BATCHES_UNSYNCED_MAX = 250
 """So many are accepted at once: in a real outage the disk is not asked for more between two syncs, either."""
-
-SYNC_S_MAX = 30.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LocalAgent:
             )
             seconds -= part_s
             # An agent that has died is told of where it is awaited.
-            async with asyncio.timeout(SYNC_S_MAX):
+            async with asyncio.timeout(WAIT_S_MAX):
                 await self.agent.storage.synced(self.agent.storage.buffer.range()[1] - 1)
         return given
 

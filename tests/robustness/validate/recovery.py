@@ -14,31 +14,36 @@ LOOK_S = 0.05
 
 
 class NotRecoveredError(AssertionError):
-    """Something accepted did not arrive in time; names the epochs, where they stand and where they should."""
+    """Something accepted does not arrive; names the epochs, where they stand and where they should."""
 
 
 async def wait_for(
-    dsn: str, ends: Mapping[int, int], timeout_s: float, *, began_s: float | None = None, watermark: bool = False
+    dsn: str, ends: Mapping[int, int], still_s_max: float, *, began_s: float | None = None, watermark: bool = False
 ) -> list[float]:
     """Return for each epoch the seconds from `began_s` (monotonic; None: now) until it has arrived up to its end.
 
     Arrived is what is at or under the watermark, in the ledger or in a gap. watermark: wait until the watermark itself
-    is there, without which no agent frees anything.
+    is there, without which no agent frees anything. A slow machine is waited for as long as anything arrives.
 
     Raises:
-        NotRecoveredError: one has not within the time.
+        NotRecoveredError: nothing has arrived for `still_s_max`, and something is missing.
     """
     began_s = time.monotonic() if began_s is None else began_s
     missing, took_s = dict(ends), []
+    arrived, arrived_s = -1, time.monotonic()
     while missing:
         reached = await _ask(dsn, _WATERMARKS if watermark else _ARRIVED, missing)
         now_s = time.monotonic()
         for epoch in [epoch for epoch, seq in missing.items() if reached.get(epoch, 0) >= seq]:
             del missing[epoch]
             took_s.append(now_s - began_s)
-        if missing and now_s - began_s > timeout_s:
+        if (progress := sum(reached.values()) + len(took_s)) > arrived:
+            arrived, arrived_s = progress, now_s
+        if missing and now_s - arrived_s > still_s_max:
             where = {epoch: f"{reached.get(epoch)} of {seq}" for epoch, seq in list(missing.items())[:5]}
-            raise NotRecoveredError(f"{len(missing)} of {len(ends)} epochs not recovered in {timeout_s:g} s: {where}")
+            raise NotRecoveredError(
+                f"{len(missing)} of {len(ends)} epochs not recovered, and nothing came for {still_s_max:g} s: {where}"
+            )
         if missing:
             await asyncio.sleep(LOOK_S)
     return took_s

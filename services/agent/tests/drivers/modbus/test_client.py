@@ -14,6 +14,8 @@ from cncmon_agent.drivers.modbus.client import EARLIER_MAX, AnsweredError, Clien
 from cncmon_agent.drivers.modbus.plan import Block
 from cncmon_agent.errors import DriverError, ProtocolError, UnreachableError
 
+pytestmark = pytest.mark.virtual_time
+
 TWO = Question.of(Block("holding", 10, 2, ()), 1)
 BITS = Question.of(Block("coil", 10, 11, ()), 1)
 DATA = bytes((0, 7, 0, 8))

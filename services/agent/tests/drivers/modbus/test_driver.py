@@ -17,6 +17,8 @@ from cncmon_agent.drivers.modbus.driver import ModbusDriver
 from cncmon_agent.errors import DriverError, ProtocolError, UnreachableError
 from cncmon_core.machine import Signal
 
+pytestmark = pytest.mark.virtual_time
+
 
 class Device:
     """A pymodbus server whose register n holds n; it refuses what a real one might refuse."""
