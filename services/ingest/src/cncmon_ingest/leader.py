@@ -5,8 +5,10 @@ once.
 """
 
 import asyncio
+import contextlib
 import math
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Final
 
@@ -91,21 +93,34 @@ class Leader:
         await connection.execute(f"SET idle_session_timeout = {IDLE_MS_MAX}")
         metrics.LEADER.set(1)
         log.info("leading: this worker computes the watermarks")
-        js = client.jetstream(timeout=10)
-        edges = Edges()
-        bucket = await js.key_value(names.KV_WATERMARK)
-        generation = Generation(connection, js, bucket)
-        # Before anything is told or purged: the database may not be what it was.
-        await generation.settle()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(edges.listen(js))
-            rereading = Rereading(self._settings, connection, client, group)
-            await rereading.begin()
-            rounds = Rounds(self._settings, connection, js, edges, generation, rereading)
-            await rounds.begin()
+        async with leading(self._settings, connection, client) as rounds:
             while True:
                 await rounds.next(time.monotonic())
                 await asyncio.sleep(self._settings.leader_interval_ms / 1000)
+
+
+@contextlib.asynccontextmanager
+async def leading(settings: IngestSettings, connection: asyncpg.Connection, client: Client) -> "AsyncIterator[Rounds]":
+    """Do what a leader does before its first round, and beside its rounds.
+
+    Raises:
+        asyncpg.PostgresError, OutageError: leadership ends; in an ExceptionGroup where it ends beside the rounds.
+    """
+    js = client.jetstream(timeout=10)
+    edges = Edges()
+    bucket = await js.key_value(names.KV_WATERMARK)
+    generation = Generation(connection, js, bucket)
+    # Before anything is told or purged: the database may not be what it was.
+    await generation.settle()
+    async with asyncio.TaskGroup() as group:
+        listening = group.create_task(edges.listen(js))
+        rereading = Rereading(settings, connection, client, group)
+        await rereading.begin()
+        rounds = Rounds(settings, connection, js, edges, generation, rereading)
+        await rounds.begin()
+        yield rounds
+        listening.cancel()
+        rereading.cancel()
 
 
 class Rounds:

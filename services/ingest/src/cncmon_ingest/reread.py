@@ -142,10 +142,15 @@ class Rereading:
         """Whether it is not done yet."""
         return self._reread is not None
 
-    async def begin(self) -> None:
-        """Read what is to be read again now, instead of what was read again until now."""
+    def cancel(self) -> None:
+        """Read no further here: the next leader goes on."""
         if self._task is not None:
             self._task.cancel()
+
+    async def begin(self) -> None:
+        """Read what is to be read again now, instead of what was read again until now."""
+        self.cancel()
+        if self._task is not None:
             await asyncio.wait([self._task])
         span = await span_of(self._connection)
         self._reread = Reread(self._settings, span) if span else None
