@@ -1,4 +1,6 @@
-"""The log of the agent on a simulated disk, against a model so simple that it can't be wrong in the same way.
+"""Models: the agent's log on a simulated disk, and rules A to E of delivery on real servers, both in any order of steps.
 
-Only the calls of the operating system are replaced. No second log belongs here.
+Of the log only the calls of the operating system are replaced, and its model is so simple that it can't be wrong in the
+same way. Of delivery only that disk is: `edge` drives the agent's parts, `cloud` ingest's, nats-server and PostgreSQL,
+and `promises` judges. No second implementation belongs here.
 """

@@ -1,0 +1,166 @@
+"""Edges and cloud together, what can happen to them, and what must hold after each step."""
+
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+from cncmon_ingest import dlq
+from cncmon_ingest.reconcile import Books, reconcile
+from robustness.model.cloud import Cloud
+from robustness.model.edge import ModelEdge
+from robustness.model.promises import Found, Promises, Quality, look
+
+ROUNDS_MAX = 60
+"""Turns of everybody until all must be at rest. Some take two: a declaration, the watermark over it, the next batch."""
+
+
+class DeliveryWorld:
+    """Two edges and the cloud side. Every step ends with `check`."""
+
+    def __init__(self, cloud: Cloud, folder: Path, edges: int) -> None:
+        self.cloud = cloud
+        self.promises = Promises()
+        self.edges = [
+            ModelEdge(f"e{number}", folder / f"e{number}", self.promises, cloud.settings.duplicate_window_s)
+            for number in range(edges)
+        ]
+        self.documents: list[tuple[int, bytes]] = []
+        self.database: str | None = None
+        self.rounds_since = 0
+        self.stream: Path | None = None
+
+    async def check(self) -> Found:
+        """Raise AssertionError where the promise is broken."""
+        found = await look(self.cloud.database)
+        self.promises.check(found)
+        self.promises.regressed = {key for key in self.promises.regressed if not self.promises.is_settled(key, found)}
+        for key in self.promises.unsettled(found):
+            if key not in self.promises.regressed:
+                assert any(edge.holds(key) for edge in self.edges), f"{key[:2]} is neither settled nor held by its edge"
+        return found
+
+    async def connect(self, number: int, *, asks: bool) -> None:
+        """An edge's connection begins."""
+        await self.edges[number].connect(self.cloud.js, asks=asks)
+
+    async def publish(self, number: int, count: int, *, loses_acks: bool) -> None:
+        """An edge publishes."""
+        await self.edges[number].publish(self.cloud.js, count, loses_acks=loses_acks)
+
+    async def hear(self, number: int) -> None:
+        """An edge hears of its watermarks."""
+        document = await self.edges[number].hear(self.cloud.js)
+        if document is not None and (number, document) not in self.documents[-20:]:
+            self.documents.append((number, document))
+
+    async def hear_again(self, which: int) -> None:
+        """An edge gets a document that it, or the process before it, had already."""
+        if self.documents:
+            number, document = self.documents[which % len(self.documents)]
+            await self.edges[number].told(self.cloud.js, document)
+
+    async def round(self) -> None:
+        """The leader makes a round."""
+        if await self.cloud.round():
+            self.rounds_since += 1
+
+    async def snapshot_database(self) -> None:
+        """A backup of the database."""
+        if self.database is not None:
+            await self.cloud.drop_snapshot(self.database)
+        self.database = await self.cloud.snapshot_database()
+        self.rounds_since = 0
+
+    async def restore_database(self) -> None:
+        """The backup is put back, after the leader has written down how far the database was."""
+        if self.database is None:
+            return
+        before = await look(self.cloud.database)
+        await self.cloud.restore_database(self.database)
+        after = await look(self.cloud.database)
+        self.promises.regressed |= {
+            key
+            for key in self.promises.batches
+            if self.promises.is_settled(key, before) and not self.promises.is_settled(key, after)
+        }
+
+    async def snapshot_stream(self) -> None:
+        """A backup of the server's disk."""
+        self.stream = await self.cloud.snapshot_stream()
+
+    async def restore_stream(self) -> None:
+        """The server's disk of then is back."""
+        if self.stream is not None:
+            await self.cloud.restore_stream(self.stream)
+
+    async def replay(self) -> None:
+        """Somebody replays the dead letters, after the limit that refused some of them was raised."""
+        settings = self.cloud.settings
+        database = self.cloud.database
+        async for one in dlq.replay(database, await dlq.chosen(database, dlq.DEAD), settings):
+            assert one.error is not None, f"letter {one.id} was stored, and nothing is right about it by now"
+
+    async def lose_disk(self, number: int, folder: Path) -> None:
+        """An edge's disk is gone; it goes on with an empty one. What nobody else knew of is excused."""
+        edge = self.edges[number]
+        found = await look(self.cloud.database)
+        self.promises.excused |= {key for key in self.promises.unsettled(found) if edge.holds(key)}
+        self.edges[number] = ModelEdge(edge.name, folder, self.promises, self.cloud.settings.duplicate_window_s)
+
+    async def settle(self) -> None:
+        """Everybody works until all is at rest; then the books must balance and nothing may be missing."""
+        cloud = self.cloud
+        for edge in self.edges:
+            edge.recover()
+        rested = 0
+        for _ in range(ROUNDS_MAX):
+            await cloud.redeliver()
+            for edge in self.edges:
+                edge.sync()
+                await edge.connect(cloud.js)
+                edge.keep()
+                await edge.publish(cloud.js, 1000)
+                edge.sync()
+                await edge.beat(cloud.client)
+            for number in (0, 1):
+                while await cloud.deliver(number, 100):
+                    pass
+            await cloud.wait_for_grace()
+            await cloud.round()
+            for edge in self.edges:
+                await edge.hear(cloud.js)
+                edge.resend()
+                edge.keep()
+            await self.check()
+            # Twice, since a heartbeat sent just now is written down a round later.
+            at_rest = all(edge.is_at_rest() for edge in self.edges) and await cloud.is_drained()
+            rested = rested + 1 if at_rest else 0
+            if rested >= 3:
+                break
+        else:
+            raise AssertionError(f"not at rest after {ROUNDS_MAX} rounds: {await self._restless()}")
+        found = await self.check()
+        missing = [key[:2] for key in self.promises.unsettled(found)]
+        assert not missing, f"promised, and neither stored, dead nor a gap: {missing}"
+        books = await self._books()
+        assert books.balanced, f"the books don't balance: {books.unbalanced}"
+        assert not books.pending, f"something is still on its way: {books.pending}"
+
+    async def _books(self) -> Books:
+        return await reconcile(self.cloud.database, timedelta(0))
+
+    async def _restless(self) -> str:
+        edges = [
+            f"{edge.name}: {edge.deliveries.unacknowledged()} unacknowledged, "
+            f"{[(epoch.epoch, epoch.closed) for epoch in edge.epochs.open]} open, "
+            f"{edge.deliveries.current.missing()} missing, range {edge.buffer.range()}, "
+            f"watermark {edge.deliveries.current.watermark}"
+            for edge in self.edges
+            if not edge.is_at_rest()
+        ]
+        return "; ".join([*edges, "" if await self.cloud.is_drained() else "the stream is not drained"])
+
+
+def qualities_of(random: Random, count: int) -> list[Quality]:
+    """Return what samples of a batch are like: mostly good."""
+    return random.choices(list(Quality), weights=(8, 1, 1), k=count)
