@@ -1,4 +1,4 @@
-"""Models: the agent's log on a simulated disk, and rules A to E of delivery on real servers, both in any order of steps.
+"""Models: the log of the agent on a simulated disk, and the delivery rules on real servers, in any order of steps.
 
 Of the log only the calls of the operating system are replaced, and its model is so simple that it can't be wrong in the
 same way. Of delivery only that disk is: `edge` drives the agent's parts, `cloud` ingest's, nats-server and PostgreSQL,
