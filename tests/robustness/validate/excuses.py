@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from cncmon_core.frames import split_numbered
+from cncmon_ingest.dead_letters import is_group
 from cncmon_standalone.proof.accepted import Line
 from robustness.validate.promised import Promised
 
@@ -55,11 +57,12 @@ async def examine(connection: asyncpg.Connection, logs: Promised, killed: Iterab
     """Return the gaps and dead letters, and what is wrong with them."""
     rows = await connection.fetch("SELECT epoch, seq_from, seq_to, samples, reason FROM gaps ORDER BY 1, 2")
     gaps = [Gap(Range(*row[:3]), row["samples"], row["reason"]) for row in rows]
-    letters = await connection.fetch("SELECT identity, frame, reason FROM dead_letters WHERE state = 'dead'")
+    letters = await connection.fetch("SELECT identity, frame, reason, payload FROM dead_letters WHERE state = 'dead'")
     found = Excuses(gaps, Counter(row["reason"] for row in letters))
-    dead = defaultdict(set)
+    dead: defaultdict[str, set[int]] = defaultdict(set)
     for row in letters:
-        dead[row["identity"]].add(row["frame"])
+        group = split_numbered(row["payload"]) if is_group(row["frame"]) else [(row["frame"], row["payload"])]
+        dead[row["identity"]].update(number for number, _ in group)
     if not gaps and not dead:
         return found
     sizes: Counter[Range] = Counter()

@@ -24,6 +24,10 @@ ENCODING_ZSTD: Final = "zstd"
 
 _LENGTH = Packer(">I")
 PREFIX_BYTES: Final = _LENGTH.size
+_NUMBER_AND_LENGTH = Packer(">II")
+
+NUMBERED_BYTES_MAX: Final = DECOMPRESSED_BYTES_MAX + (FRAMES_MAX + 2) * _NUMBER_AND_LENGTH.size
+"""Of the frames that one message may hold, each behind its number."""
 
 
 class BadTail(NamedTuple):
@@ -82,6 +86,37 @@ def _overrun(payload: bytes, offset: int, length: int) -> BadTail:
     return BadTail(payload[offset:], "truncated_frame", detail)
 
 
+def join_numbered(numbered: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return some frames of a message with their numbers in it, zstd-compressed.
+
+    Uncompressed, each is its number and its length, both 4 bytes big-endian, and then its bytes.
+    """
+    parts: list[bytes] = []
+    for number, frame in numbered:
+        parts.append(_NUMBER_AND_LENGTH.pack(number, len(frame)))
+        parts.append(frame)
+    return compress(b"".join(parts))
+
+
+def split_numbered(data: bytes) -> list[tuple[int, bytes]]:
+    """Return what `join_numbered` was given.
+
+    Raises:
+        MessageError: it was not made by that.
+    """
+    payload = decompress(data, NUMBERED_BYTES_MAX)
+    numbered: list[tuple[int, bytes]] = []
+    offset = 0
+    while offset < len(payload):
+        start = offset + _NUMBER_AND_LENGTH.size
+        number, length = _NUMBER_AND_LENGTH.unpack_from(payload, offset) if start <= len(payload) else (0, len(payload))
+        if start + length > len(payload):
+            raise MessageError("truncated_frame", f"frames with their numbers end in the middle of one, at {offset}")
+        numbered.append((number, payload[start : start + length]))
+        offset = start + length
+    return numbered
+
+
 def compress(payload: bytes, level: int = 3) -> bytes:
     """Return the payload zstd-compressed, with its size in the header so that a reader can refuse before allocating."""
     return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(payload)
@@ -98,25 +133,23 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return found
 
 
-def decompress(data: bytes) -> bytes:
+def decompress(data: bytes, bytes_max: int = DECOMPRESSED_BYTES_MAX) -> bytes:
     """Return the payload of a message with `Cncmon-Encoding: zstd`.
 
     Raises:
-        MessageError: not one whole zstd frame, or more than `DECOMPRESSED_BYTES_MAX`.
+        MessageError: not one whole zstd frame, or more than `bytes_max`.
     """
     try:
         size = zstandard.frame_content_size(data)
-        if size > DECOMPRESSED_BYTES_MAX:
-            raise MessageError(
-                "too_large", f"{size} bytes decompressed; a message has at most {DECOMPRESSED_BYTES_MAX}"
-            )
+        if size > bytes_max:
+            raise MessageError("too_large", f"{size} bytes decompressed; a message has at most {bytes_max}")
         if size > 0:
             return _decompressor().decompress(data, allow_extra_data=False)
         decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSED_BYTES_MAX)
         # The sender did not say how much it is: read one byte past the limit and no further.
         with decompressor.stream_reader(data) as reader:
-            payload = reader.read(DECOMPRESSED_BYTES_MAX + 1)
-        if len(payload) <= DECOMPRESSED_BYTES_MAX:
+            payload = reader.read(bytes_max + 1)
+        if len(payload) <= bytes_max:
             # The reader ends quietly where the data does; this one tells a cut and a tail, and is bounded by now.
             whole = decompressor.decompressobj()
             payload = whole.decompress(data)
@@ -125,4 +158,4 @@ def decompress(data: bytes) -> bytes:
             return payload
     except zstandard.ZstdError as error:
         raise MessageError("bad_compression", f"not a zstd frame: {error}") from error
-    raise MessageError("too_large", f"decompresses to more than {DECOMPRESSED_BYTES_MAX} bytes")
+    raise MessageError("too_large", f"decompresses to more than {bytes_max} bytes")

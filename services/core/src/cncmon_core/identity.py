@@ -17,6 +17,8 @@ SHA256: Final = "Cncmon-Sha256"
 ENCODING: Final = "Cncmon-Encoding"
 KIND: Final = "Cncmon-Kind"
 MSG_ID: Final = "Nats-Msg-Id"
+HEADERS: Final = frozenset({EPOCH, SEQ, FRAMES, BASE, SHA256, ENCODING, KIND, MSG_ID})
+"""All that say what a batch is."""
 
 EPOCH_MAX: Final = (1 << 63) - 1
 Kind = Literal["samples", "events"]

@@ -1,6 +1,7 @@
 """Committing whatever the database makes of it: tried again where it lost, buried where it is refused (rule B7)."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -9,6 +10,7 @@ import msgspec
 
 from cncmon_core import logs
 from cncmon_ingest import metrics
+from cncmon_ingest.dead_letters import DETAIL_CHARS_MAX
 from cncmon_ingest.decode import DeadLetter, Decoded, frames_of
 from cncmon_ingest.errors import OutageError, RefusedError, RetryError
 from cncmon_ingest.store import Outcome, Store
@@ -93,9 +95,8 @@ def _count(outcome: Outcome) -> None:
         dead += message.whole_dead
         samples += len(message.packed)
     for message in (*outcome.new, *outcome.conflicts):
-        for letter in message.dead:
-            metrics.DEAD.labels(letter.reason).inc()
-            log.warning("dead letter", reason=letter.reason, detail=letter.detail, subject=message.incoming.subject)
+        if message.dead:
+            _report_dead(message)
     for disposition, messages in (
         ("dead", dead),
         ("stored", len(outcome.new) - dead),
@@ -105,3 +106,11 @@ def _count(outcome: Outcome) -> None:
             metrics.MESSAGES.labels(disposition).inc(messages)
     metrics.SAMPLES.inc(samples)
     metrics.COMMIT_SAMPLES.observe(samples)
+
+
+def _report_dead(message: Decoded) -> None:
+    """Count the dead frames of a message, and log one line for each reason however many they are."""
+    for reason, frames in Counter(letter.reason for letter in message.dead).items():
+        metrics.DEAD.labels(reason).inc(frames)
+        detail = next(letter.detail for letter in message.dead if letter.reason == reason)[:DETAIL_CHARS_MAX]
+        log.warning("dead letter", reason=reason, frames=frames, detail=detail, subject=message.incoming.subject)

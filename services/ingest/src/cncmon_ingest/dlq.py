@@ -7,17 +7,18 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from cncmon_core.errors import FrameError
-from cncmon_core.frames import join
-from cncmon_ingest import dirty, machines, rows
-from cncmon_ingest.decode import WHOLE_MESSAGE, Decoded, Incoming, Limits, decode
+from cncmon_core.errors import FrameError, RejectedError
+from cncmon_core.frames import join, split_numbered
+from cncmon_ingest import dead_letters, dirty, machines, rows
+from cncmon_ingest.decode import WHOLE_MESSAGE, DeadLetter, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import speaks_of_data
 from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
 from cncmon_ingest.settings import IngestSettings
 
 _COLUMNS = (
-    "id, identity, frame, reason, detail, subject, stream_seq, state, created, replayed, octet_length(payload) AS bytes"
+    "id, identity, frame, frames, reason, detail, subject, stream_seq, state, created, replayed, "
+    "octet_length(payload) AS bytes"
 )
 _CHOSEN = """
     (cardinality($1::bigint[]) = 0 OR id = ANY($1)) AND (cardinality($2::text[]) = 0 OR reason = ANY($2))
@@ -50,18 +51,19 @@ DEAD: Final = Which()
 
 
 class Count(msgspec.Struct):
-    """How many dead letters of a reason are in a state, how large, and when the first and the last were written."""
+    """How many dead letters of a reason are in a state, their frames and bytes, and from when to when."""
 
     reason: str
     state: str
     letters: int
+    frames: int
     bytes: int
     first: datetime
     last: datetime
 
 
 class Replayed(msgspec.Struct):
-    """What became of one dead letter: `samples` (or events) stored, or `error`."""
+    """What became of one dead letter: `samples` (or events) stored, and `error` where some or all is dead still."""
 
     id: int
     samples: int
@@ -82,10 +84,27 @@ async def list_(
 async def counts(connection: asyncpg.Connection, which: Which) -> list[Count]:
     """Return the dead letters' numbers by reason and state, most first."""
     query = (
-        "SELECT reason, state, count(*) AS letters, sum(octet_length(payload)) AS bytes, min(created) AS first, "  # noqa: S608 constants
-        f"max(created) AS last FROM dead_letters WHERE {_CHOSEN} GROUP BY 1, 2 ORDER BY letters DESC, reason, state"
+        "SELECT reason, state, count(*) AS letters, sum(frames) AS frames, sum(octet_length(payload)) AS bytes, "  # noqa: S608 constants
+        f"min(created) AS first, max(created) AS last FROM dead_letters WHERE {_CHOSEN} "
+        "GROUP BY 1, 2 ORDER BY letters DESC, reason, state"
     )
     return [Count(**dict(row)) for row in await connection.fetch(query, *which.arguments)]
+
+
+async def expired(connection: asyncpg.Connection, which: Which = DEAD) -> list[Count]:
+    """Return the totals of letters that are past their retention, most first; none for letters that ids name."""
+    if which.ids:
+        return []
+    query = """
+        SELECT reason, state, sum(letters)::bigint AS letters, sum(frames)::bigint AS frames,
+            sum(bytes)::bigint AS bytes, min(first) AS first, max(last) AS last
+        FROM dead_letter_totals
+        WHERE (cardinality($1::text[]) = 0 OR reason = ANY($1))
+            AND ($2::text IS NULL OR (site, edge) = ($2, $3::text))
+            AND ($4::interval IS NULL OR last >= now() - $4) AND ($5::text IS NULL OR state = $5)
+        GROUP BY 1, 2 ORDER BY letters DESC, reason, state
+    """
+    return [Count(**dict(row)) for row in await connection.fetch(query, *which.arguments[1:])]
 
 
 async def show(connection: asyncpg.Connection, id_: int) -> dict[str, Any] | None:
@@ -123,14 +142,14 @@ async def drop(connection: asyncpg.Connection, which: Which) -> int:
 async def _replay_one(connection: asyncpg.Connection, id_: int, settings: IngestSettings) -> Replayed:
     try:
         async with connection.transaction():
+            # Locked until the rows are committed: of two replays at once the other waits, and finds it replayed.
             row = await connection.fetchrow(
-                "UPDATE dead_letters SET state = 'replayed', replayed = now() "
-                "WHERE id = $1 AND state = 'dead' RETURNING *",
-                id_,
+                "SELECT * FROM dead_letters WHERE id = $1 AND state = 'dead' FOR UPDATE", id_
             )
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
-            message = _contents(row, settings)
+            message, left = _contents(row, settings)
+            still_dead = await _keep_left(connection, row, left)
             await Partitions().ensure(connection, message.days)
             await connection.copy_to_table(
                 rows.TABLE, source=rows.pieces(message.packed), columns=rows.COLUMNS, format="binary"
@@ -138,23 +157,52 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
             await dirty.mark(connection, [message])
             await insert_events(connection, [message])
             await machines.note(connection, [message], {})
-    except FrameError as error:
+    except RejectedError as error:
         return Replayed(id_, 0, str(error))
     except asyncpg.PostgresError as error:
         if not speaks_of_data(error):
             raise
         return Replayed(id_, 0, f"{error.sqlstate} {error}")
-    return Replayed(id_, len(message.packed) + len(message.events))
+    return Replayed(id_, len(message.packed) + len(message.events), still_dead)
 
 
-def _contents(row: asyncpg.Record, settings: IngestSettings) -> Decoded:
-    """Return a dead letter as a message; FrameError where it is still no good."""
+async def _keep_left(connection: asyncpg.Connection, row: asyncpg.Record, left: list[DeadLetter]) -> str | None:
+    """Take a letter out of state 'dead', or leave in it what is dead still and return why."""
+    if not left:
+        await connection.execute(
+            "UPDATE dead_letters SET state = 'replayed', replayed = now() WHERE id = $1", row["id"]
+        )
+        return None
+    letter = dead_letters.group(left)
+    # What is stored now leaves the letter, or the next replay would store it again.
+    await connection.execute(
+        "UPDATE dead_letters SET frames = $2, reason = $3, detail = $4, payload = $5 WHERE id = $1",
+        *(row["id"], letter.frames, letter.reason, dead_letters.detail_of(letter.detail), letter.payload),
+    )
+    return f"{letter.frames} of {row['frames']} frames are dead still: {letter.detail}"
+
+
+def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[Decoded, list[DeadLetter]]:
+    """Return what of a dead letter can be stored, as a message, and of a group what can't.
+
+    Raises:
+        RejectedError: nothing of it can be stored; only a group may be stored in part.
+    """
     now = datetime.now(UTC)
     limits = Limits.at(now, settings.future_s_max, settings.retention_days)
-    whole = row["frame"] == WHOLE_MESSAGE
-    headers = msgspec.json.decode(row["headers"]) if whole else {}
-    payload = row["payload"] if whole else join([row["payload"]])
-    decoded = decode(Incoming(row["subject"], headers, payload, row["stream_seq"], now), limits)
-    if decoded.dead:
+    if not dead_letters.is_group(row["frame"]):
+        whole = row["frame"] == WHOLE_MESSAGE
+        headers = msgspec.json.decode(row["headers"]) if whole else {}
+        payload = row["payload"] if whole else join([row["payload"]])
+        decoded = decode(Incoming(row["subject"], headers, payload, row["stream_seq"], now), limits)
+        if decoded.dead:
+            raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
+        return decoded, []
+    numbers, parts = zip(*split_numbered(row["payload"]), strict=True)
+    decoded = decode(Incoming(row["subject"], {}, join(parts), row["stream_seq"], now), limits)
+    if decoded.whole_dead:
         raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
-    return decoded
+    left = [letter._replace(frame=numbers[letter.frame]) for letter in decoded.dead]
+    if not decoded.packed:
+        raise FrameError(*dead_letters.reasons_of(left))
+    return decoded, left

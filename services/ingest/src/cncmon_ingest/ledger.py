@@ -8,8 +8,7 @@ import asyncpg
 
 from cncmon_core import names
 from cncmon_core.events import SEQ_MAX
-from cncmon_core.frames import FRAMES_MAX
-from cncmon_ingest import gaps, hashes
+from cncmon_ingest import dead_letters, gaps, hashes
 from cncmon_ingest.decode import Decoded
 
 Key = tuple[int, int]
@@ -206,7 +205,7 @@ def _counts(message: Decoded) -> tuple[int, int, str]:
         return len(message.packed), len(message.dead), disposition
     if message.identity.kind == "events":
         return 0, 0, disposition
-    dead = min(message.identity.frames, FRAMES_MAX) if message.whole_dead else len(message.dead)
+    dead = dead_letters.frames_of_whole(message) if message.whole_dead else len(message.dead)
     return len(message.packed), dead, disposition
 
 

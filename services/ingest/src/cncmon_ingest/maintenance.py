@@ -13,7 +13,7 @@ from typing import Final, Never
 import asyncpg
 
 from cncmon_core import logs
-from cncmon_ingest import compression, dirty, ledger, metrics
+from cncmon_ingest import compression, dead_letters, dirty, ledger, metrics
 from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
 from cncmon_ingest.rollups import Rollups
@@ -147,6 +147,8 @@ async def care(connection: asyncpg.Connection, settings: IngestSettings) -> None
         AHEAD_DAYS,
     )
     await ledger.forget_restored(connection, timedelta(seconds=settings.stream_age_s_max))
+    if settings.retention_dead_letters_days:
+        await dead_letters.expire(connection, settings.retention_dead_letters_days)
     for table, days in retention(settings).items():
         if days:
             await _drop_older(connection, table, days + GRACE_DAYS)

@@ -4,7 +4,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 MESSAGES = Counter("cncmon_ingest_messages", "Messages handled, by what became of them.", ["disposition"])
 SAMPLES = Counter("cncmon_ingest_samples", "Samples stored.")
-DEAD = Counter("cncmon_ingest_dead_letters", "Dead letters written, by reason.", ["reason"])
+DEAD = Counter("cncmon_ingest_dead_letters", "Frames and whole messages written as dead letters.", ["reason"])
+DEAD_EXPIRED = Counter(
+    "cncmon_ingest_dead_letters_expired", "Dead letters deleted at the end of their retention, by state.", ["state"]
+)
 EPOCHS_FORKED = Counter("cncmon_ingest_epochs_forked", "Epochs under which two agents were found to publish.")
 GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]

@@ -49,6 +49,9 @@ class IngestSettings(Struct, frozen=True):
         int, Meta(ge=0, description="State intervals, and as long as rollups of 10 s at least; 0: for ever.")
     ] = 0
     retention_events_days: Annotated[int, Meta(ge=0, description="Events; 0: for ever.")] = 3650
+    retention_dead_letters_days: Annotated[
+        int, Meta(ge=0, description="Dead letters are kept so long, their totals for ever; 0: for ever.")
+    ] = 365
     compress_after_days: Annotated[
         int,
         Meta(ge=0, description="Older chunks are compressed, where TimescaleDB's licence has it; 0: none."),

@@ -10,15 +10,14 @@ want to change it are a deadlock.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
-import msgspec
 
 from cncmon_core import names
-from cncmon_ingest import dirty, forks, ledger, machines, rows
+from cncmon_ingest import dead_letters, dirty, forks, ledger, machines, rows
 from cncmon_ingest.connection import TRANSACTION_S_MAX
-from cncmon_ingest.decode import DeadLetter, Decoded
+from cncmon_ingest.decode import Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, RetryError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
@@ -99,7 +98,7 @@ class Store:
             await self._copy([row for message in new for row in message.packed])
             await dirty.mark(connection, new)
             await insert_events(connection, new)
-            await self._insert_dead([*new, *entered.conflicts])
+            await dead_letters.insert(connection, [*new, *entered.conflicts], self._stream_created)
             await forks.note(connection, forks.in_conflicts(entered.conflicts))
             moved = await machines.note(connection, new, self._machines)
             now: datetime = await connection.fetchval("SELECT clock_timestamp()")
@@ -200,29 +199,6 @@ class Store:
                 timeout=TRANSACTION_S_MAX,
             )  # fmt: skip
 
-    async def _insert_dead(self, messages: list[Decoded]) -> None:
-        letters = [(message, letter) for message in messages for letter in message.dead]
-        if letters:
-            await self._connection.executemany(
-                "INSERT INTO dead_letters "
-                "(identity, sha256, frame, reason, detail, subject, stream_seq, headers, payload) "
-                "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
-                [self._dead_row(message, letter) for message, letter in letters],
-            )
-
-    def _dead_row(self, message: Decoded, letter: DeadLetter) -> tuple[Any, ...]:
-        incoming = message.incoming
-        if message.identity:
-            identity = f"{message.identity.epoch}:{message.identity.seq}"
-        else:
-            created, stored_at = self._stream_created.isoformat(), incoming.stored_at.isoformat()
-            identity = f"{names.STREAM}:{created}:{incoming.stream_seq}:{stored_at}"
-        headers = msgspec.json.encode(_storable(incoming.headers)).decode()
-        return (
-            *(identity, message.sha256, letter.frame, letter.reason, _storable_text(letter.detail)),
-            *(_storable_text(incoming.subject), incoming.stream_seq, headers, letter.payload),
-        )
-
 
 def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Decoded]]:
     """Return the messages without second deliveries, and those with the identity of one of them and another hash."""
@@ -233,12 +209,3 @@ def _first_of_each(messages: Sequence[Decoded]) -> tuple[list[Decoded], list[Dec
         if first.setdefault(key, message).sha256 != message.sha256:
             rivals.append(message)
     return list(first.values()), rivals
-
-
-def _storable_text(text: str) -> str:
-    """Return text that PostgreSQL takes: without U+0000 and lone surrogates."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def _storable(headers: Any) -> dict[str, str]:
-    return {_storable_text(name): _storable_text(value) for name, value in headers.items()}

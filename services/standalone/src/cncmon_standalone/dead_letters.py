@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 from rich.markup import escape
 
+from cncmon_core.frames import split_numbered
 from cncmon_ingest import dlq
-from cncmon_ingest.dlq import DEAD, Replayed, Which
+from cncmon_ingest.dead_letters import is_group
+from cncmon_ingest.decode import WHOLE_MESSAGE
+from cncmon_ingest.dlq import DEAD, Count, Replayed, Which
 from cncmon_ingest.settings import IngestSettings
 from cncmon_standalone import console
 from cncmon_standalone.database import connected
@@ -17,24 +20,29 @@ from cncmon_standalone.errors import UnusableError
 _HEX_BYTES_A_LINE = 16
 _SHOWN_BYTES_MAX = 4096
 _REPLAYED_SHOWN_MAX = 100
+_FRAMES_SHOWN_MAX = 20
 
 
 async def ls(data: Path | None, which: Which, *, dsn: str | None, counts: bool, limit: int, as_json: bool) -> None:
     """Print the dead letters, newest first, or how many there are of each reason."""
     async with connected(data, dsn) as connection:
         numbers = await dlq.counts(connection, which)
+        expired = await dlq.expired(connection, which)
         found = [] if counts else await dlq.list_(connection, which, limit=limit)
     if as_json:
-        _print_json(numbers if counts else found)
+        # Totals have no letters to list: who lists letters gets those that there are.
+        _print_json(
+            [*numbers, *({**msgspec.to_builtins(one), "expired": True} for one in expired)] if counts else found
+        )
         return
     out = console.for_people()
-    if not numbers:
+    if not numbers and not expired:
         said = "None of these." if which != DEAD else "No dead letters: everything that came could be stored."
         out.print(said)
         return
-    width = max(len(one.reason) for one in numbers)
+    width = max(len(one.reason) for one in (*numbers, *expired))
     for row in found:
-        what = "whole message" if row["frame"] == -1 else f"frame {row['frame']}"
+        what = _what(row["frame"], row["frames"])
         mark = "" if row["state"] == "dead" else f"  [green]{row['state']}[/]"
         out.print(
             f"[bold]{row['id']:>6}[/]  {row['created']:%Y-%m-%d %H:%M:%S}  {escape(row['reason']):<{width}}  "
@@ -46,9 +54,11 @@ async def ls(data: Path | None, which: Which, *, dsn: str | None, counts: bool, 
         out.print()
     for one in numbers:
         state = "" if one.state == "dead" else f" {one.state}"
+        out.print(f"{one.letters:>8,}{state} {escape(one.reason):<{width}}  {_extent(one)}", soft_wrap=True)
+    for one in expired:
         out.print(
-            f"{one.letters:>8,}{state} {escape(one.reason):<{width}}  {one.bytes:,} bytes, "
-            f"{one.first:%Y-%m-%d %H:%M} to {one.last:%Y-%m-%d %H:%M}",
+            f"{one.letters:>8,} {one.state}, then deleted at the end of their retention: {escape(one.reason)}  "
+            f"{_extent(one)}",
             soft_wrap=True,
         )
     out.print(
@@ -56,6 +66,17 @@ async def ls(data: Path | None, which: Which, *, dsn: str | None, counts: bool, 
         "--reason, --edge, --since; give up: cncmon dlq drop.",
         soft_wrap=True,
     )
+
+
+def _what(frame: int, frames: int) -> str:
+    if is_group(frame):
+        return f"{frames:,} frames"
+    return "whole message" if frame == WHOLE_MESSAGE else f"frame {frame}"
+
+
+def _extent(one: Count) -> str:
+    frames = f"{one.frames:,} frames, " if one.frames != one.letters else ""
+    return f"{frames}{one.bytes:,} bytes, {one.first:%Y-%m-%d %H:%M} to {one.last:%Y-%m-%d %H:%M}"
 
 
 async def show(data: Path | None, id_: int, *, dsn: str | None, as_json: bool) -> None:
@@ -70,7 +91,7 @@ async def show(data: Path | None, id_: int, *, dsn: str | None, as_json: bool) -
         raise UnusableError(f"there is no dead letter {id_}. See: cncmon dlq ls --all")
     payload: bytes = found.pop("payload")
     if as_json:
-        _print_json({**found, "payload_base64": base64.b64encode(payload).decode()})
+        _print_json({**found, **_payload(found["frame"], payload)})
         return
     out = console.for_people()
     for name, value in found.items():
@@ -78,9 +99,27 @@ async def show(data: Path | None, id_: int, *, dsn: str | None, as_json: bool) -
             out.print(f"[dim]{name:<11}[/] {escape(str(value))}", soft_wrap=True)
     for name, value in found["headers"].items():
         out.print(f"[dim]header[/]      {escape(name)}: {escape(value)}", soft_wrap=True)
-    out.print("[dim]payload[/]")
-    for line in _lines_of(payload):
-        out.print(f"  {escape(line)}", soft_wrap=True)
+    numbered = split_numbered(payload) if is_group(found["frame"]) else []
+    for number, part in numbered[:_FRAMES_SHOWN_MAX]:
+        out.print(f"[dim]frame {number}[/]")
+        for line in _lines_of(part):
+            out.print(f"  {escape(line)}", soft_wrap=True)
+    if len(numbered) > _FRAMES_SHOWN_MAX:
+        out.print(f"… {len(numbered) - _FRAMES_SHOWN_MAX:,} more frames; all of them: --json")
+    if not numbered:
+        out.print("[dim]payload[/]")
+        for line in _lines_of(payload):
+            out.print(f"  {escape(line)}", soft_wrap=True)
+
+
+def _payload(frame: int, payload: bytes) -> dict[str, Any]:
+    if not is_group(frame):
+        return {"payload_base64": base64.b64encode(payload).decode()}
+    return {
+        "payload_frames": [
+            {"frame": number, "base64": base64.b64encode(part).decode()} for number, part in split_numbered(payload)
+        ]
+    }
 
 
 def _lines_of(payload: bytes) -> list[str]:
@@ -121,7 +160,9 @@ async def replay(data: Path | None, which: Which, *, dsn: str | None, as_json: b
         return 1 if refused else 0
     out = console.for_people()
     for item in found[:_REPLAYED_SHOWN_MAX]:
-        if item.error:
+        if item.error and item.samples:
+            out.print(f"  [red]×[/] {item.id}: {item.samples} samples stored, {escape(item.error)}", soft_wrap=True)
+        elif item.error:
             out.print(f"  [red]×[/] {item.id}: {escape(item.error)}", soft_wrap=True)
         else:
             out.print(f"  [green]√[/] {item.id}: {item.samples} {'sample' if item.samples == 1 else 'samples'} stored")
