@@ -5,19 +5,21 @@ connection of its own, so that a round never keeps the edges waiting for their w
 """
 
 import asyncio
-import math
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, Never
 
 import asyncpg
 
 from cncmon_core import logs
-from cncmon_ingest import compression, dead_letters, dirty, ledger, metrics
+from cncmon_ingest import compression, dead_letters, dirty, ledger, metrics, retention, rows, steps
 from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.partitions import ensure_partition
 from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
+from cncmon_ingest.steps import MORE, Step
 
 log = logs.get(__name__)
 
@@ -26,62 +28,85 @@ LOCK_KEY: Final = 0x636E636D03
 
 IDLE_MS_MAX: Final = 30_000
 STATEMENT_S_MAX: Final = 120.0
-"""Far over what the largest round takes."""
+"""Far over what the largest round takes. The server's limit: it ends the statement, and the connection stays usable."""
+ANSWER_S_MAX: Final = STATEMENT_S_MAX + 10
+"""For a server that does not answer at all."""
 
 AHEAD_DAYS: Final = 7
-CARE_INTERVAL_S: Final = 600.0
-GRACE_DAYS: Final = 1
-"""Dropped so much later than samples are refused as too old: what was taken just before must find its day whole."""
-
-LOOK_INTERVAL_S: Final = 10.0
+AHEAD_INTERVAL_S: Final = 600.0
+COMPRESSION_INTERVAL_S: Final = 3600.0
+RESTORED_INTERVAL_S: Final = 600.0
+UNMARKED_INTERVAL_S: Final = 10.0
 LATE: Final = timedelta(hours=1)
 """So much older than its storing an unmarked sample is taken to be at most; `cncmon db recompute` is for more."""
 
-DELETE_ROWS: Final = 10_000
-"""Deleted in one statement, so that none holds locks for long."""
-
 
 class Maintainer:
-    """Tries to be the one for as long as it runs."""
+    """Tries to be the one for as long as it runs. to_do: what it maintains; all there is by default."""
 
-    def __init__(self, settings: IngestSettings) -> None:
+    def __init__(self, settings: IngestSettings, to_do: Sequence[Step] | None = None) -> None:
         self._settings = settings
+        # Not made for each connection: a step that broke the last one must not run first on the next.
+        self._steps = steps_of(settings) if to_do is None else to_do
 
     async def run(self) -> Never:
         """Maintain whenever the lock can be had; wait and try again where the database can't be used."""
         while True:
             try:
-                connection = await connect(self._settings.database_dsn, STATEMENT_S_MAX)
+                connection = await connect(self._settings.database_dsn, ANSWER_S_MAX)
             except OutageError:
                 await asyncio.sleep(1)
                 continue
             try:
                 await self._with(connection)
-            except DATABASE_ERRORS as error:
+            except (*DATABASE_ERRORS, RuntimeError) as error:
+                # RuntimeError: how uvloop says that the connection was reset.
                 log.warning("maintenance is interrupted", reason=str(translate(error)))
             finally:
                 metrics.MAINTAINER.set(0)
                 connection.terminate()
             await asyncio.sleep(1)
 
-    async def _with(self, connection: asyncpg.Connection) -> Never:
+    async def _with(self, connection: asyncpg.Connection) -> None:
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):  # noqa: ASYNC110 its end is an event of the server's
             await asyncio.sleep(1)
         await connection.execute(f"SET idle_session_timeout = {IDLE_MS_MAX}")
+        await connection.execute(f"SET statement_timeout = {int(STATEMENT_S_MAX * 1000)}")
         metrics.MAINTAINER.set(1)
         log.info("maintaining: this worker computes rollups and keeps retention")
-        await compression.ensure(connection, self._settings.compress_after_days)
-        turns = _Turns(self._settings)
-        cared_s = looked_s = -math.inf
-        while True:
-            if time.monotonic() - looked_s >= LOOK_INTERVAL_S:
-                await mark_for_others(connection)
-                looked_s = time.monotonic()
-            if time.monotonic() - cared_s >= CARE_INTERVAL_S:
-                await care(connection, self._settings)
-                cared_s = time.monotonic()
-            metrics.ROLLUP_LAG.set(await connection.fetchval(_LAG))
-            await asyncio.sleep(await turns.next(connection))
+        await steps.run(connection, self._steps)
+
+
+def steps_of(settings: IngestSettings) -> list[Step]:
+    """Return what there is to maintain, in the order in which it is done where all is due."""
+
+    async def compress(connection: asyncpg.Connection) -> float:
+        await compression.ensure(connection, settings.compress_after_days)
+        return COMPRESSION_INTERVAL_S
+
+    async def forget_restored(connection: asyncpg.Connection) -> float:
+        deleted = await ledger.forget_restored(connection, timedelta(seconds=settings.stream_age_s_max))
+        return RESTORED_INTERVAL_S if deleted < ledger.FORGET_ROWS * ledger.FORGET_STATEMENTS else MORE
+
+    async def expire_letters(connection: asyncpg.Connection) -> float:
+        if settings.retention_dead_letters_days:
+            await dead_letters.expire(connection, settings.retention_dead_letters_days)
+        return retention.INTERVAL_S
+
+    async def count_marks(connection: asyncpg.Connection) -> float:
+        metrics.ROLLUP_LAG.set(await connection.fetchval(_LAG))
+        return settings.rollup_interval_ms / 1000
+
+    return [
+        Step("partitions_ahead", make_partitions_ahead),
+        Step("rollup_marks", count_marks),
+        Step("rollups", _Turns(settings).next),
+        Step("unmarked", mark_for_others),
+        Step("restored", forget_restored),
+        *retention.steps(settings),
+        Step("retention_dead_letters", expire_letters),
+        Step("compression", compress),
+    ]
 
 
 class _Turns:
@@ -122,7 +147,7 @@ class _Turns:
 _LAG: Final = "SELECT count(*) FROM (SELECT FROM dirty_ranges WHERE failure IS NULL LIMIT 100000) AS waiting"
 
 
-async def mark_for_others(connection: asyncpg.Connection) -> None:
+async def mark_for_others(connection: asyncpg.Connection) -> float:
     """Mark what workers of a version without marks have stored, once none of them is left."""
     others = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() "
@@ -137,60 +162,12 @@ async def mark_for_others(connection: asyncpg.Connection) -> None:
             marks = await dirty.mark_hours(connection, since - LATE, now + LATE)
             await connection.execute("UPDATE delivery SET unmarked_since = NULL")
         log.info("what workers of the version before have stored is computed again", marks=marks)
+    return UNMARKED_INTERVAL_S
 
 
-async def care(connection: asyncpg.Connection, settings: IngestSettings) -> None:
-    """Make partitions ahead and give up what is older than its retention."""
-    await connection.execute(
-        "SELECT ensure_partition('sensor_data', now() + make_interval(hours => 24 * day)) "
-        "FROM generate_series(0, $1::int) AS day",
-        AHEAD_DAYS,
-    )
-    await ledger.forget_restored(connection, timedelta(seconds=settings.stream_age_s_max))
-    if settings.retention_dead_letters_days:
-        await dead_letters.expire(connection, settings.retention_dead_letters_days)
-    for table, days in retention(settings).items():
-        if days:
-            await _drop_older(connection, table, days + GRACE_DAYS)
-
-
-def retention(settings: IngestSettings) -> dict[str, int]:
-    """Return how many days each table keeps; 0: all. What is computed from another is kept at least as long as that."""
-    days = settings.retention_days
-    found = {"sensor_data": days, "events": settings.retention_events_days}
-    for table, own in (
-        ("rollup_10s", settings.retention_10s_days),
-        ("rollup_1min", settings.retention_1min_days),
-        ("rollup_1h", settings.retention_1h_days),
-    ):
-        found[table] = days = max(days, own) if days and own else 0
-    own = settings.retention_states_days
-    found["state_intervals"] = max(found["rollup_10s"], own) if own and found["rollup_10s"] else 0
-    return found
-
-
-_ROWS: Final = {
-    "state_intervals": (
-        "DELETE FROM state_intervals WHERE (machine_id, from_time) IN (SELECT machine_id, from_time "
-        "FROM state_intervals WHERE to_time < $1 ORDER BY to_time LIMIT $2)"
-    ),
-    "events": "DELETE FROM events WHERE ctid IN (SELECT ctid FROM events WHERE time < $1 ORDER BY time LIMIT $2)",
-}
-"""Tables that are small enough to lie in one piece."""
-
-
-async def _drop_older(connection: asyncpg.Connection, table: str, days: int) -> None:
-    moment: datetime = await connection.fetchval("SELECT now() - make_interval(days => $1)", days)
-    try:
-        if table not in _ROWS:
-            dropped = await connection.fetchval("SELECT drop_older($1, $2)", table, moment)
-            if dropped:
-                metrics.DROPPED_CHUNKS.labels(table).inc(dropped)
-                log.info("retention", table=table, dropped=dropped, older_than=moment.isoformat())
-            return
-        full = f"DELETE {DELETE_ROWS}"
-        while await connection.execute(_ROWS[table], moment, DELETE_ROWS) == full:  # noqa: ASYNC110 leaves others room
-            await asyncio.sleep(0.1)
-    except asyncpg.LockNotAvailableError:
-        # Somebody reads what is to go, for long: next time.
-        log.info("retention has to wait: the table is in use", table=table)
+async def make_partitions_ahead(connection: asyncpg.Connection) -> float:
+    """Make the partitions of samples that the coming days need."""
+    now: datetime = await connection.fetchval("SELECT now()")
+    for day in range(AHEAD_DAYS + 1):
+        await ensure_partition(connection, rows.TABLE, now + timedelta(days=day))
+    return AHEAD_INTERVAL_S

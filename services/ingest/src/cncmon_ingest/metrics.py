@@ -47,3 +47,8 @@ ROLLUP_FAILURES = Counter("cncmon_ingest_rollup_failures", "Ranges put aside: th
 ROLLUP_LAG = Gauge("cncmon_ingest_rollup_dirty_marks", "Marks of ranges that wait to be computed.")
 DROPPED_CHUNKS = Counter("cncmon_ingest_dropped_chunks", "Chunks or partitions dropped by retention.", ["table"])
 MAINTAINER = Gauge("cncmon_ingest_maintainer", "1 in the worker that computes rollups and keeps retention.")
+STEP_FAILURES = Counter(
+    "cncmon_ingest_maintenance_step_failures",
+    "Turns of a step of maintenance that failed; each is tried again.",
+    ["step"],
+)

@@ -1,6 +1,7 @@
 """Partitions of samples, where the server has no chunks: made before the transaction that needs them (rule B6)."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 import asyncpg
 
@@ -16,7 +17,7 @@ class Partitions:
         self._known: set[int] = set()
 
     async def ensure(self, connection: asyncpg.Connection, days: Iterable[int]) -> None:
-        """Make what samples of these days (counted from 2000-01-01 UTC) need, in a transaction of its own.
+        """Make what samples of these days (counted from 2000-01-01 UTC) need, each in a transaction of its own.
 
         Raises:
             asyncpg.PostgresError
@@ -24,10 +25,8 @@ class Partitions:
         missing = sorted(set(days) - self._known)
         if not missing:
             return
-        await connection.execute(
-            "SELECT ensure_partition($1, day) FROM unnest($2::timestamptz[]) AS day",
-            *(rows.TABLE, [rows.beginning(day * rows.TICKS_A_DAY) for day in missing]),
-        )
+        for day in missing:
+            await ensure_partition(connection, rows.TABLE, rows.beginning(day * rows.TICKS_A_DAY))
         if len(self._known) > REMEMBERED_MAX:
             self._known.clear()
         self._known.update(missing)
@@ -35,3 +34,15 @@ class Partitions:
     def forget(self) -> None:
         """Look again next time: retention may have dropped one."""
         self._known.clear()
+
+
+async def ensure_partition(connection: asyncpg.Connection, table: str, moment: datetime) -> None:
+    """Make the partition of a table that a moment lies in, unless it is there.
+
+    One a statement: two hundred at once take as many times the locks, and with thousands there already the time of a
+    transaction (`TRANSACTION_S_MAX`).
+
+    Raises:
+        asyncpg.PostgresError
+    """
+    await connection.execute("SELECT ensure_partition($1, $2)", table, moment)
