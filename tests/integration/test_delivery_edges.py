@@ -320,7 +320,7 @@ async def test_delivery_d4_what_a_closing_left_out_is_void(database: asyncpg.Con
 async def test_no_number_that_an_edge_may_claim_stops_the_leader(database: asyncpg.Connection, plant: Plant) -> None:
     """The largest of everything, in every order: nothing is refused for ever, and other edges' watermarks move on."""
     huge, half, last = 1 << 62, 1 << 61, (1 << 63) - 1
-    seq = 0
+    seq, same = 0, frame(1)
     for number in range(1, 9):
         await plant.hear(number, epoch(number, huge, huge), epoch(last, 5, huge), edge=f"e{number}")
         for low, high, samples, base in [
@@ -337,9 +337,9 @@ async def test_no_number_that_an_edge_may_claim_stops_the_leader(database: async
                 await plant.store.write([declaration(seq, said)])
             if number % 2:
                 await advance(database)
-            await plant.store.write([message(low, [frame(1)], epoch=number, base=last if number % 3 else huge - 1)])
+            await plant.store.write([message(low, [same], epoch=number, base=last if number % 3 else huge - 1)])
     await plant.store.write(
-        [message(at, [frame(1)], epoch=number, base=last) for number in (1, 2, last) for at in (last, huge, 1)]
+        [message(at, [same], epoch=number, base=last) for number in (1, 2, last) for at in (last, huge, 1)]
     )
     for number in (1, 4, last):
         closing = {"epoch": number, "last_seq": huge, "samples": huge}

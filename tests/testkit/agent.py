@@ -31,13 +31,24 @@ def settings_for(folder: Path, **changes: Any) -> AgentSettings:
     return AgentSettings(**(settings | changes))
 
 
-@contextlib.asynccontextmanager
-async def running_agent(nats_url: str, settings: AgentSettings) -> AsyncIterator[Agent]:
-    """Run an agent until the block ends, then stop it in order."""
+def make_agent(nats_url: str, settings: AgentSettings) -> Agent:
+    """Return an agent that does not run yet."""
     link = nats_link.NatsLink(
         nats_link.NatsSettings(servers=(nats_url,), retry_delay_ms_base=20, retry_delay_ms_max=200), "agent"
     )
-    agent = Agent(settings, link)
+    return Agent(settings, link)
+
+
+@contextlib.asynccontextmanager
+async def running_agent(nats_url: str, settings: AgentSettings) -> AsyncIterator[Agent]:
+    """Run an agent until the block ends, then stop it in order."""
+    async with running(make_agent(nats_url, settings)) as agent:
+        yield agent
+
+
+@contextlib.asynccontextmanager
+async def running(agent: Agent) -> AsyncIterator[Agent]:
+    """Run an agent that was made until the block ends, then stop it in order."""
     stop = asyncio.Event()
     task = asyncio.create_task(agent.run(stop))
     try:

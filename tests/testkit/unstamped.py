@@ -211,7 +211,7 @@ class Collector:
         self.base += len(parts)
         return seq
 
-    async def synced(self, seq: int) -> None:
+    async def synced(self, epoch: int, seq: int) -> None:
         log = self.world.main[self.epoch]
         while log.synced_seq < seq:
             await asyncio.sleep(0)

@@ -14,6 +14,7 @@ from cncmon_agent import heartbeat
 from cncmon_agent.accepted_log import AcceptedLog
 from cncmon_agent.batch import Source
 from cncmon_agent.batcher import Batcher
+from cncmon_agent.beats import Beats
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.clock import Clock
@@ -26,6 +27,7 @@ from cncmon_agent.durable_file import DurableFile
 from cncmon_agent.epochs import Epoch, Epochs
 from cncmon_agent.errors import FolderError, FolderInUseError
 from cncmon_agent.folder import UNSTAMPED, DataFolder
+from cncmon_agent.fork import Fork
 from cncmon_agent.gaps import GapTeller
 from cncmon_agent.governor import SLOT_S, Governor
 from cncmon_agent.heartbeat import Heartbeat
@@ -100,6 +102,20 @@ class Agent:
         self.machines = MachineSet(settings, Intake(self.clock, self.batcher, self.unstamped), self.clock)
         self.config = ConfigFollower(settings, path, self.machines.apply)
         self._predecessor = Predecessor(settings.site, settings.edge)
+        self.beats = Beats(settings.site, settings.edge)
+        self._saving = asyncio.Lock()
+        self.fork = Fork(
+            self.epochs,
+            self.storage,
+            self.batcher,
+            self.deliveries,
+            self.mover,
+            self.gaps,
+            self.closings,
+            self.beats,
+            self._save,
+            self._pin,
+        )
         log.info("agent made", epoch=current.epoch, earlier_epochs=len(self.epochs.open))
 
     def stuck(self) -> str | None:
@@ -224,6 +240,9 @@ class Agent:
         self.epochs.open += [Epoch(number) for number in left if number not in known]
         whole = self.storage.cold_missing is None
         for epoch in self.epochs.open:
+            if epoch.epoch in self.deliveries.earlier:
+                # Begun by this process, which has ended it by now.
+                continue
             buffer: Buffer = left.get(epoch.epoch) or Emptied(max(epoch.last_seq, epoch.acked_seq) + 1)
             note_end(epoch, buffer)
             self._pin(self.deliveries.add_earlier(buffer, epoch, whole=whole))
@@ -248,6 +267,7 @@ class Agent:
             await asyncio.sleep(min(UPKEEP_S, self._settings.state_save_ms / 1000))
             if self.clock.follow():
                 log.warning("the wall clock was set", steps=self.clock.steps)
+            await self.fork.step()
             if self.storage.recovered and not self.storage.fell_back:
                 # Of what earlier starts left nothing can be said while some of it may be on a disk that is not there.
                 self.gaps.step(earlier=self.storage.cold_missing is None)
@@ -272,21 +292,26 @@ class Agent:
             note_synced(current, self.storage.buffer, self.storage.synced_seq)
 
     async def _save(self) -> None:
-        content = self.epochs.changes()
-        try:
-            if content is not None:
-                await asyncio.to_thread(self.epochs.write, content)
-            if self._folder is not None:
-                await asyncio.to_thread(self.clock.floor.keep)
-        except OSError as error:
-            log.error("the epochs file can't be written", error=str(error))
+        # One after the other: what was encoded first must not be written last.
+        async with self._saving:
+            content = self.epochs.changes()
+            try:
+                if content is not None:
+                    await asyncio.to_thread(self.epochs.write, content)
+                if self._folder is not None:
+                    await asyncio.to_thread(self.clock.floor.keep)
+            except OSError as error:
+                log.error("the epochs file can't be written", error=str(error))
 
     async def _beat(self, client: Client) -> None:
         key = names.edge_key(self._settings.site, self._settings.edge)
         failed: str | None = None
         await self._predecessor.ask(client)
+        self.beats.connected()
         while True:
             self.config.changed.clear()
+            if await self.beats.finds_twin(client):
+                self.epochs.current.forked = True
             said = await heartbeat.send(client, key, names.KV_STATUS, self.heartbeat())
             if said is not None and said != failed:
                 log.warning("no heartbeat", error=said)
@@ -297,13 +322,13 @@ class Agent:
 
     def heartbeat(self) -> Heartbeat:
         """Return what there is to say now."""
-        reports = self.machines.reports()
+        reports, mark = self.machines.reports(), self.beats.next()
         drained = self.deliveries.earlier
         for state in ("connecting", "connected", "offline"):
             heartbeat.MACHINES.labels(state).set(sum(report.state == state for report in reports))
         return Heartbeat(
             version=heartbeat.VERSION,
-            boot_id=heartbeat.BOOT_ID,
+            boot_id=mark.boot_id,
             site=self._settings.site,
             edge=self._settings.edge,
             epoch=self.epochs.current.epoch,
@@ -315,7 +340,7 @@ class Agent:
             time=self.clock.now(),
             uptime_s=round(time.monotonic() - self._started_s, 1),
             buffer=heartbeat.buffer_report(self.storage, self.deliveries, self.governor.decision, self.clock.now()),
-            samples_accepted=self.batcher.samples,
+            samples_accepted=self.batcher.accepted,
             samples_refused=self.batcher.refused,
             stream_error=self.publisher.stream_error,
             machines=reports,
@@ -323,12 +348,15 @@ class Agent:
             clock=heartbeat.ClockReport(self.clock.known, self.unstamped.samples(), self.clock.steps),
             problems=self._all_problems(),
             gone=self._predecessor.gone({self.epochs.current.epoch, *(epoch.epoch for epoch in self.epochs.open)}),
+            beat=mark.beat,
+            nonce=mark.nonce,
+            forked=[epoch.epoch for epoch in (*self.epochs.open, self.epochs.current) if epoch.forked],
         )
 
     def _all_problems(self) -> list[str]:
-        """Return what is wrong with this edge's disks; that there is none on purpose is not."""
+        """Return what is wrong with this edge's disks, and its epochs; that there is no disk on purpose is not."""
         memory_only = self.storage.memory_only if self._settings.spool != "off" else None
-        said = [*self._problems, memory_only, self.storage.cold_missing]
+        said = [*self._problems, memory_only, self.storage.cold_missing, *self.deliveries.problems()]
         return list(dict.fromkeys(text for text in said if text is not None))
 
 
@@ -389,8 +417,8 @@ class _MainLog:
     def add_stamped(self, parts: list[bytes], source: Source) -> int | None:
         return self._batcher.add_stamped(parts, source)
 
-    async def synced(self, seq: int) -> None:
-        await self._storage.synced(seq)
+    async def synced(self, epoch: int, seq: int) -> None:
+        await self._storage.synced(seq, epoch)
 
 
 def control_settings(settings: AgentSettings) -> ControlSettings:

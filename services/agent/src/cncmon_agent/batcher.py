@@ -54,6 +54,7 @@ class Batcher:
         self._bytes_max = settings.batch_bytes_max
         self._frames_max = settings.batch_frames_max
         self._base = 0
+        self._samples_before = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusing = False
         self.refused = 0
@@ -64,6 +65,16 @@ class Batcher:
     def samples(self) -> int:
         """Samples of this epoch accepted so far."""
         return self._base
+
+    @property
+    def accepted(self) -> int:
+        """Samples accepted since the start, in whatever epoch."""
+        return self._samples_before + self._base
+
+    def begin(self, epoch: int, buffer: Buffer) -> None:
+        """Append to another epoch from the next batch on, what is collected by now included."""
+        self._epoch, self._buffer = epoch, buffer
+        self._samples_before, self._base = self.accepted, 0
 
     @property
     def batch_bytes_max(self) -> int:

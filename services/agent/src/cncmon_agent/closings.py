@@ -24,10 +24,17 @@ class Closings:
         self._said: dict[int, int] = {}
         self._begun = False
 
+    def begin(self) -> None:
+        """A new epoch begins: what was said under the one before is to be said again."""
+        self._said.clear()
+
     def say(self) -> None:
         """Close every earlier epoch that is not closed yet, nor said to be; once all of them are recovered."""
         self._begun = True
-        due = [epoch for epoch in self._epochs.open if not epoch.closed and epoch.epoch not in self._said]
+        # A forked epoch is nobody's to close: the other agent may go on under it.
+        due = [
+            epoch for epoch in self._epochs.open if not (epoch.closed or epoch.forked) and epoch.epoch not in self._said
+        ]
         if not due:
             return
         events = [
@@ -60,7 +67,7 @@ class Closings:
             if watermark >= self._said.get(epoch.epoch, watermark + 1):
                 epoch.closed = True
             delivery = self._deliveries.earlier.get(epoch.epoch)
-            if epoch.closed and (delivery is None or delivery.done()):
+            if (epoch.closed or epoch.forked) and (delivery is None or delivery.done()):
                 if delivery is not None:
                     self._deliveries.forget(epoch.epoch)
                 self._epochs.forget(epoch.epoch)

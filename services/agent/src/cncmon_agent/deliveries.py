@@ -2,11 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.delivery import Delivery
 from cncmon_agent.epochs import Epoch
 from cncmon_core.watermark import Watermark
+
+OLD_NEWS_S: Final = 60.0
+"""A document that seems overtaken and is all that is told for so long is believed: the one before it was wrong."""
 
 
 class Deliveries:
@@ -15,6 +19,7 @@ class Deliveries:
     def __init__(self, buffer: Buffer, epoch: Epoch, duplicate_window_s: float, stream_created: str = "") -> None:
         """stream_created: when the stream was made that the epochs' acknowledgements came from; empty: unknown."""
         self.current = Delivery(buffer, epoch, duplicate_window_s)
+        self.current.growing = True
         self.earlier: dict[int, Delivery] = {}
         self.stream_created = stream_created
         self._window_s = duplicate_window_s
@@ -22,6 +27,7 @@ class Deliveries:
         self._asked = False
         self._past: set[str] = set()
         self._told: Watermark | None = None
+        self._refused: tuple[Watermark, float] | None = None
         self.unsure = False
         """Whether the cloud side speaks of another stream than the server did: then the server is to be asked again."""
         self.floor = 0
@@ -43,10 +49,23 @@ class Deliveries:
             # The stream that took them was gone before they were read from the disk.
             delivery.lost_from(0)
         delivery.go_live()
-        if self._told is not None and epoch.epoch in self._told.epochs:
-            delivery.told(self._told.epochs[epoch.epoch])
+        if self._told is not None:
+            epoch.forked = epoch.forked or epoch.epoch in self._told.forked
+            delivery.passed(self.floor)
+            if epoch.epoch in self._told.epochs:
+                delivery.told(self._told.epochs[epoch.epoch])
         self.earlier[epoch.epoch] = delivery
         return delivery
+
+    def begin(self, buffer: Buffer, epoch: Epoch) -> Delivery:
+        """Publish what comes from now on as another epoch; the one before only drains."""
+        ended = self.current
+        ended.growing = False
+        ended.go_live()
+        self.earlier[ended.epoch.epoch] = ended
+        self.current = Delivery(buffer, epoch, self._window_s)
+        self.current.growing = True
+        return self.current
 
     def forget(self, epoch: int) -> None:
         """An earlier epoch is delivered."""
@@ -73,6 +92,23 @@ class Deliveries:
     def heard(self) -> bool:
         """Whether the cloud side has told a watermark at all since the start."""
         return self._told is not None
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the epochs here, for people."""
+        said = []
+        for delivery in self:
+            epoch = delivery.epoch.epoch
+            if delivery.epoch.forked:
+                said.append(
+                    f"epoch {epoch} is forked: another agent has this one's memory (a machine cloned or reverted while "
+                    "it ran); give one of the two another edge name"
+                )
+            elif delivery.claimed is not None:
+                said.append(
+                    f"epoch {epoch}: the database claims to have seq {delivery.claimed}, which was not accepted here "
+                    f"by then; nothing from seq {delivery.epoch.doubted_from} on is freed. Was this machine reverted?"
+                )
+        return said
 
     def connected(self) -> None:
         """A connection begins."""
@@ -104,6 +140,9 @@ class Deliveries:
         if not duplicate and stream_seq <= self._highest_taken:
             self._went_back(stream_seq)
         self._highest_taken = max(self._highest_taken, stream_seq)
+        if not duplicate and seq <= (delivery.watermark or 0):
+            # New to the stream though the database has this seq: a copy of ours, or another agent's batch.
+            delivery.careful = True
         delivery.taken(seq, stream_seq, now_s)
 
     def stream_seen(self, created: str, last_seq: int | None = None) -> None:
@@ -117,19 +156,20 @@ class Deliveries:
         self._past.discard(created)
         self._made(created)
         if self._told is not None and self._told.stream_created == created:
-            self.floor = self._told.committed_floor
+            self._pass(self._told.committed_floor)
         if last_seq is not None and last_seq < self._highest_taken:
             self._went_back(last_seq + 1)
             self._highest_taken = last_seq
 
-    def told(self, document: Watermark) -> None:
-        """The cloud side said how far it is. A lower seq of the same generation is old news and ignored."""
-        before = self._told
-        if before is not None:
-            if document.generation < before.generation:
-                return
-            if document.generation == before.generation and self._is_old_news(document):
-                return
+    def told(self, document: Watermark, now_s: float | None = None) -> None:
+        """The cloud side said how far it is. A lower seq of the same generation is old news and ignored.
+
+        That epochs are forked is never old news. now_s: monotonic; the present moment where it is not said.
+        """
+        for delivery in self:
+            delivery.epoch.forked = delivery.epoch.forked or delivery.epoch.epoch in document.forked
+        if self._is_overtaken(document, time.monotonic() if now_s is None else now_s):
+            return
         self._told = document
         for delivery in list(self):
             if (seq := document.epochs.get(delivery.epoch.epoch)) is not None:
@@ -141,7 +181,25 @@ class Deliveries:
         elif document.stream_created >= self.stream_created and document.stream_created not in self._past:
             # RFC 3339 in UTC sorts by time: where the server may not be asked, the stream that was made last counts.
             self._made(document.stream_created)
-            self.floor = document.committed_floor
+            self._pass(document.committed_floor)
+
+    def _is_overtaken(self, document: Watermark, now_s: float) -> bool:
+        before = self._told
+        if before is None or document.generation > before.generation:
+            self._refused = None
+            return False
+        if document.generation == before.generation and not self._is_old_news(document):
+            self._refused = None
+            return False
+        if self._refused is None or self._refused[0] != document:
+            self._refused = document, now_s
+            return True
+        return now_s - self._refused[1] < OLD_NEWS_S
+
+    def _pass(self, floor: int) -> None:
+        self.floor = floor
+        for delivery in self:
+            delivery.passed(floor)
 
     def _is_old_news(self, document: Watermark) -> bool:
         """Whether it was overtaken: a database of one generation does not go back. Not all epochs are always listed."""
@@ -160,7 +218,8 @@ class Deliveries:
         if self.stream_created:
             # Documents written before it was made still speak of the old one: that is no news.
             self._past.add(self.stream_created)
-            self.floor = self._highest_taken = 0
+            self._highest_taken = 0
+            self._pass(0)
             for delivery in self:
                 delivery.lost_from(0)
         self.stream_created = created
@@ -169,4 +228,4 @@ class Deliveries:
         for delivery in self:
             delivery.lost_from(stream_seq)
         self._highest_taken = stream_seq
-        self.floor = min(self.floor, stream_seq - 1)
+        self._pass(min(self.floor, stream_seq - 1))

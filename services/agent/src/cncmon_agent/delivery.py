@@ -35,6 +35,14 @@ class Delivery:
         self.buffer = buffer
         self.epoch = epoch
         self.watermark: int | None = None
+        self.growing = False
+        """Whether batches are still appended to it: then the database can't have more than that of it."""
+        self.claimed: int | None = None
+        """The watermark that can't be true, while it is claimed."""
+        self.careful = False
+        """Whether the watermark may speak of another batch: then ours is freed only once the consumers passed it."""
+        self._floor = 0
+        self._passed_to = 0
         self.pinned_from: Callable[[], int | None] = lambda: None
         """The first seq that may not be freed yet, or None (rule A8: it was moved here and that is not noted)."""
         self.resent = 0
@@ -145,9 +153,30 @@ class Delivery:
         self._advance()
 
     def told(self, watermark: int) -> None:
-        """The database has this epoch up to a seq."""
+        """The database has this epoch up to a seq.
+
+        More than was appended can't be true, unless another agent has our memory. That is a reason for an alarm and no
+        more (rule A7): such a watermark frees nothing, nor does a later one free what was not appended by then.
+        """
+        _, end = self.buffer.range()
+        limit = self.epoch.doubted_from or (end if self.growing else watermark + 1)
+        if watermark >= limit and not self.epoch.forked:
+            self.epoch.doubted_from, self.claimed = limit, watermark
+            return
+        self.epoch.doubted_from, self.claimed = 0, None
+        # An earlier epoch may have had more than this disk has of it: lost to a power cut, or another disk's.
+        self.careful = self.careful or watermark >= max(end, self.epoch.last_seq + 1)
         self.watermark = watermark
         self._advance()
+
+    def passed(self, floor: int) -> None:
+        """The consumers have committed everything up to a place in the stream."""
+        self._floor = floor
+        if self._is_careful():
+            self._advance()
+
+    def _is_careful(self) -> bool:
+        return self.careful or self.epoch.forked
 
     def look_for_lost(self, floor: int, now_s: float) -> None:
         """Send again what the consumers have passed without storing it, once the duplicate window lets it through.
@@ -164,7 +193,9 @@ class Delivery:
 
     def lost_from(self, stream_seq: int) -> None:
         """The stream no longer has what it gave out from a sequence on (0: anything)."""
-        if lost := self._ways.lose(stream_seq, self.watermark or 0):
+        # Of a batch under the watermark that may be another's, the stream held the only copy beside ours.
+        kept = self._first() - 1 if self._is_careful() else self.watermark or 0
+        if lost := self._ways.lose(stream_seq, kept):
             self._lost(lost)
         self.epoch.acked_stream_seq = min(self.epoch.acked_stream_seq, max(0, stream_seq - 1))
 
@@ -172,6 +203,7 @@ class Delivery:
         """Let ranges of seqs (in order, ends excluded) wait again: they are the oldest, and so the first to be sent."""
         self._closed = deque(sorted([*self._closed, *ranges]))
         self._reach = min(self._reach, ranges[0][0] - 1)
+        self._passed_to = min(self._passed_to, self._reach)
         self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)
         self.resent += sum(to - at for at, to in ranges)
 
@@ -226,6 +258,8 @@ class Delivery:
         if self._whole:
             self.epoch.acked_seq = max(self.epoch.acked_seq, reach)
         up_to = min(reach, self.watermark or 0)
+        if self._is_careful():
+            up_to = self._passed(first, up_to)
         if (pinned := self.pinned_from()) is not None:
             up_to = min(up_to, pinned - 1)
         if up_to >= first:
@@ -233,6 +267,14 @@ class Delivery:
             self.buffer.free(up_to)
             self._ways.drop(up_to)
             self.epoch.freed_seq = max(self.epoch.freed_seq, up_to)
+
+    def _passed(self, first: int, up_to: int) -> int:
+        """Return up to which seq, at most `up_to`, the consumers have passed our batches in the stream."""
+        seq = max(self._passed_to, first - 1)
+        while seq < up_to and ((way := self._ways.get(seq + 1)) is None or way[0] <= self._floor):
+            seq += 1
+        self._passed_to = seq
+        return min(seq, up_to)
 
     def _count_freed(self, up_to: int) -> None:
         """Note how many samples the epoch has up to a seq; 0, which means unknown, where neither side of it tells."""

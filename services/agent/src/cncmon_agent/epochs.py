@@ -5,8 +5,10 @@ batches that this disk has forgotten, and a number used again would clash with t
 """
 
 import errno
+import hashlib
 import secrets
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -31,7 +33,8 @@ class Epoch(msgspec.Struct, omit_defaults=True):
     """One start of the agent; each `samples` counts those of the epoch up to the seq of the same name.
 
     last: what is accepted and synced. acked: what the stream has taken without a hole, all of it at or under
-    `acked_stream_seq` in the stream. freed: what the database has.
+    `acked_stream_seq` in the stream. freed: what the database has. forked: another agent publishes under it as well.
+    doubted_from: the first seq that the database claimed to have before it was appended; 0: none.
     """
 
     epoch: Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
@@ -43,6 +46,8 @@ class Epoch(msgspec.Struct, omit_defaults=True):
     freed_seq: Annotated[int, Meta(ge=0)] = 0
     freed_samples: Annotated[int, Meta(ge=0)] = 0
     closed: bool = False
+    forked: bool = False
+    doubted_from: Annotated[int, Meta(ge=0)] = 0
 
 
 class EpochsFile(msgspec.Struct):
@@ -72,7 +77,8 @@ class Epochs:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = DurableFile(folder / FILE) if folder is not None else None
         earlier = self._read()
-        self.current = Epoch(secrets.randbelow(EPOCH_MAX) + 1)
+        self.current = Epoch(draw_epoch())
+        self._next: Epoch | None = None
         self.open = [*earlier.open, earlier.current][-OPEN_MAX:] if earlier else []
         self.stream_created = earlier.stream_created if earlier else ""
         self.unreadable = earlier is None and self._file is not None and self._file.path.exists()
@@ -81,13 +87,32 @@ class Epochs:
         self._writing = threading.Lock()
         self.save()
 
+    def prepare(self) -> None:
+        """Draw the epoch that is to follow the current one in this process; the next save writes it down."""
+        if self._next is None:
+            self._next = Epoch(draw_epoch())
+
+    def begin(self) -> Epoch:
+        """Begin the epoch that was prepared and saved, and return it; the one before only drains from now on."""
+        if self._next is None:
+            raise AssertionError("an epoch is prepared, and saved, before it begins")
+        self.open = self._with_current()
+        self.current, self._next = self._next, None
+        return self.current
+
+    def _with_current(self) -> list[Epoch]:
+        return [*self.open, self.current][-OPEN_MAX:]
+
     def forget(self, epoch: int) -> None:
         """Forget an earlier epoch that is delivered, and whose closing is in the database."""
         self.open = [known for known in self.open if known.epoch != epoch]
 
     def changes(self) -> bytes | None:
         """Return what is to be written, or None where nothing changed since it was."""
-        content = msgspec.json.encode(EpochsFile(self.current, self.open, self.stream_created, *self._where))
+        current, earlier = self.current, self.open
+        if self._next is not None:
+            current, earlier = self._next, self._with_current()
+        content = msgspec.json.encode(EpochsFile(current, earlier, self.stream_created, *self._where))
         return None if content == self._saved else content
 
     def write(self, content: bytes) -> None:
@@ -122,3 +147,14 @@ class Epochs:
             if error.errno not in DAMAGE:
                 raise
             return None
+
+
+def draw_epoch() -> int:
+    """Return a random epoch, 1 to EPOCH_MAX.
+
+    From the kernel's generator, and the clocks: of a machine that was cloned a moment ago the generators of both may
+    still give the same numbers.
+    """
+    clocks = f"{time.time_ns()} {time.monotonic_ns()} {time.perf_counter_ns()}".encode()
+    drawn = hashlib.sha256(secrets.token_bytes(32) + clocks).digest()
+    return int.from_bytes(drawn[:8]) % EPOCH_MAX + 1

@@ -68,6 +68,10 @@ class GapTeller:
         """A connection begins or ends: without one nothing is said, since nothing is known."""
         self._connected_s = time.monotonic() if online else None
 
+    def begin(self) -> None:
+        """A new epoch begins: what was said under the one before is to be said again."""
+        self._said.clear()
+
     def step(self, *, earlier: bool = True) -> None:
         """Declare what is to be declared now. earlier: of what earlier starts left, too."""
         if self._connected_s is None:

@@ -1,6 +1,5 @@
 """The heartbeat: what the cloud side can know of this edge, in KV `edge_status`."""
 
-import uuid
 from datetime import datetime
 
 import msgspec
@@ -20,9 +19,6 @@ from cncmon_core import __version__
 
 OLDEST = Gauge("cncmon_edge_buffer_oldest_seconds", "Age of the oldest batch in the buffer.")
 MACHINES = Gauge("cncmon_edge_machines", "Machines by state.", ["state"])
-
-BOOT_ID = str(uuid.uuid4())
-"""Tells two agents under one name apart (a cloned SD card)."""
 
 
 class BufferReport(msgspec.Struct):
@@ -63,7 +59,11 @@ class ClockReport(msgspec.Struct):
 
 
 class Heartbeat(msgspec.Struct):
-    """One heartbeat. gone: epochs that the heartbeat before this process told of, and that are not here any more."""
+    """One heartbeat. boot_id: tells two agents under one name apart (a cloned SD card); beat, nonce: as of a `Mark`.
+
+    gone: epochs that the heartbeat before this process told of, and that are not here any more. forked: epochs here
+    under which another agent publishes, too.
+    """
 
     version: str
     boot_id: str
@@ -82,6 +82,9 @@ class Heartbeat(msgspec.Struct):
     clock: ClockReport
     problems: list[str]
     gone: list[EpochReport] = []
+    beat: int = 0
+    nonce: str = ""
+    forked: list[int] = []
 
 
 def epoch_report(delivery: Delivery, accepted_samples: int | None = None) -> EpochReport:

@@ -53,8 +53,8 @@ class MainLog(Protocol):
         """Append one batch of these frames with this source; return its seq, or None when there is no room."""
         ...
 
-    async def synced(self, seq: int) -> None:
-        """Return when everything up to a seq is synced (or dropped since)."""
+    async def synced(self, epoch: int, seq: int) -> None:
+        """Return when everything up to a seq of an epoch of this process is synced (or dropped since)."""
         ...
 
 
@@ -83,7 +83,7 @@ class Mover:
         self._in_thread = in_thread
         self._recovered = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._held: dict[int, Source] = {}
+        self._held: dict[tuple[int, int], Source] = {}
         self.noted = False
         self.done = False
 
@@ -103,13 +103,17 @@ class Mover:
         """Return whether a batch may not be published yet: it was moved here, and that is not written down."""
         if batch.source is None:
             return False
-        return not self.noted or (batch.identity.epoch == self._epoch and batch.identity.seq in self._held)
+        return not self.noted or (batch.identity.epoch, batch.identity.seq) in self._held
 
     def pinned_from(self, epoch: int) -> int | None:
         """Return the first seq of an epoch that may not be freed, or None; frees stop one below it."""
-        if epoch != self._epoch:
-            return None if self.noted else 1
-        return min(self._held, default=None)
+        if epoch != self._epoch and not self.noted:
+            return 1
+        return min((seq for of, seq in self._held if of == epoch), default=None)
+
+    def begin(self, epoch: int) -> None:
+        """Append to another epoch from now on; what was appended to the one before is held there."""
+        self._epoch = epoch
 
     def lost(self) -> list[Lost]:
         """Return what is to be declared as gaps, each with its log as the epoch and sample numbers as seqs."""
@@ -229,14 +233,16 @@ class Mover:
                 # Only what is let go of can be freed and make room.
                 await self._finish_group()
                 await asyncio.sleep(RETRY_S)
-            self._held[seq] = source
+            self._held[self._epoch, seq] = source
             first = source.last + 1
 
     async def _finish_group(self) -> None:
         """Write down what was moved once it is synced, and let go of it."""
         if not self._held:
             return
-        await self._main.synced(max(self._held))
+        last = dict(sorted(self._held))
+        for epoch, seq in last.items():
+            await self._main.synced(epoch, seq)
         for source in self._held.values():
             ranges.add(self._unstamped.meta_of(source.log).moved, source.first, source.last)
         await self._persist()

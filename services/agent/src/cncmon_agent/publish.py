@@ -195,9 +195,9 @@ class Publisher:
         self.stream_error = said
 
     async def _live(self, client: Client, js: JetStreamContext, lane: _Lane) -> None:
-        current = self._deliveries.current
         while True:
             await self._ready(lane)
+            current = self._deliveries.current
             seq = current.next_live()
             if seq is None:
                 await self._wait(lane, self._batcher.appended)

@@ -94,6 +94,7 @@ class Storage:
         self.log: SegmentLog | None = spool.begin(epoch) if spool is not None else None
         self._noted_seq = 0
         self._hot = HotRing(settings.hot_bytes_max)
+        self._ended: list[TieredBuffer] = []
         self.buffer = TieredBuffer(self._hot, self.log)
         self.cold_level: int | None = None
         """zstd level at which the oldest warm segment is to be moved; None: none is to be."""
@@ -142,6 +143,19 @@ class Storage:
         """The logs on disk, where there is one."""
         return self.care.spool if self.care is not None else None
 
+    def begin(self, epoch: int) -> TieredBuffer:
+        """Keep the batches of another epoch from now on, return their buffer; those of the one before only drain."""
+        ended = self.buffer
+        self._ended.append(ended)
+        if self.care is not None and self.log is not None:
+            self.log.end()
+            self.log = self.care.spool.begin(epoch)
+            self._noted_seq = 0
+        self._hot = HotRing(self._settings.hot_bytes_max)
+        self.buffer = TieredBuffer(self._hot, self.log)
+        self.buffer.accepted_bytes = ended.accepted_bytes
+        return self.buffer
+
     async def wait_recovered(self) -> None:
         """Wait until everything that earlier starts left on disk is known."""
         if self.care is not None:
@@ -181,6 +195,7 @@ class Storage:
         while True:
             await care.turn()
             self._note_sync()
+            self._ended = [buffer for buffer in self._ended if not buffer.leave_memory()]
 
     def _note_sync(self) -> None:
         if self._record is not None and self.log is not None and self.log.synced_seq > self._noted_seq:
@@ -192,12 +207,14 @@ class Storage:
         """Up to which seq the current epoch is synced; without a disk, what it has."""
         return self.log.synced_seq if self.log is not None else self.buffer.range()[1] - 1
 
-    async def synced(self, seq: int) -> None:
-        """Return when everything up to a seq of the current epoch is synced, or freed; at once without a disk.
+    async def synced(self, seq: int, epoch: int | None = None) -> None:
+        """Return when everything up to a seq of the current or an ended epoch is synced, or freed; at once without a
+        disk.
 
         What the database has is freed before it is synced where the way there is the shorter one: no sync tells of it.
         """
-        while self.care is not None and self.synced_seq < seq and self.buffer.range()[0] <= seq:
+        log = self.log if epoch is None or self.spool is None else self.spool.current.get(epoch)
+        while self.care is not None and log is not None and log.synced_seq < seq and log.range()[0] <= seq:
             await self.care.turn()
 
     async def _cold_loop(self, care: SpoolCare) -> None:
@@ -244,18 +261,20 @@ class Storage:
                 gauge.set(getattr(stats, name))
 
     def _in_memory(self) -> Held:
-        found = self.buffer.stats()
+        self._ended = [buffer for buffer in self._ended if buffer.stats().batches]
+        found = [buffer.stats() for buffer in (*self._ended, self.buffer)]
+        size = sum(one.bytes for one in found)
         return Held(
-            batches=found.batches,
-            samples=found.samples,
-            bytes=found.bytes,
-            hot_bytes=found.bytes,
-            # Where there is no disk the ring is all the room there is.
-            warm_bytes=found.bytes,
+            batches=sum(one.batches for one in found),
+            samples=sum(one.samples for one in found),
+            bytes=size,
+            hot_bytes=size,
+            # Where there is no disk the rings are all the room there is.
+            warm_bytes=size,
             cold_bytes=0,
-            capacity_warm_bytes=found.capacity_bytes,
+            capacity_warm_bytes=sum(one.capacity_bytes for one in found),
             capacity_cold_bytes=0,
-            oldest_created_ms=found.oldest_created_ms,
+            oldest_created_ms=next((one.oldest_created_ms for one in found if one.batches), None),
             dropped_samples=0,
             quarantined_records=0,
         )

@@ -45,10 +45,12 @@ SELECT e.epoch FROM edge_epochs e JOIN edges USING (site, edge)
 WHERE NOT e.settled AND e.listed < edges.received - $1::interval AND jsonb_typeof(edges.document -> 'epochs') = 'array'
 """
 
+# Where two agents publish under an epoch, neither's closing or count is that of all of it.
 _KNOWN = """
-SELECT e.site, e.edge, e.last_seq, e.accepted_samples, w.closed_seq, w.closed_samples,
+SELECT e.site, e.edge, e.last_seq, CASE WHEN f.epoch IS NULL THEN e.accepted_samples END AS accepted_samples,
+       CASE WHEN f.epoch IS NULL THEN w.closed_seq END AS closed_seq, w.closed_samples,
        (SELECT max(seq) FROM ledger WHERE epoch = e.epoch) AS ledger_seq
-FROM edge_epochs e LEFT JOIN watermarks w USING (epoch)
+FROM edge_epochs e LEFT JOIN watermarks w USING (epoch) LEFT JOIN forked_epochs f USING (epoch)
 WHERE e.epoch = $1 AND NOT e.settled
 """
 

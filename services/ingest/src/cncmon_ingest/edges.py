@@ -16,7 +16,7 @@ from nats.js.kv import KeyValue
 from cncmon_core import logs, names
 from cncmon_core.errors import FrameError
 from cncmon_core.names import Origin
-from cncmon_ingest import metrics
+from cncmon_ingest import forks, metrics
 from cncmon_ingest.clones import Clones
 from cncmon_ingest.errors import speaks_of_data
 from cncmon_ingest.heartbeats import EpochReport, Heartbeat, decode_heartbeat
@@ -158,6 +158,7 @@ class Edges:
             )
             await connection.executemany(_EPOCH, epochs)
             await connection.executemany(_GONE, gone)
+            await forks.note(connection, {epoch: beat.origin for beat in beats for epoch in beat.forked})
 
     async def _tell_clones(self, connection: asyncpg.Connection, now_s: float) -> None:
         found = self._clones.found(now_s)

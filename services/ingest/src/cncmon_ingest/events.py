@@ -6,7 +6,7 @@ import asyncpg
 import msgspec
 
 from cncmon_core.events import EPOCH_CLOSED, GAP, EpochClosed, Gap
-from cncmon_ingest import gaps
+from cncmon_ingest import forks, gaps
 from cncmon_ingest.decode import Decoded
 
 
@@ -27,6 +27,9 @@ async def insert_events(connection: asyncpg.Connection, messages: Sequence[Decod
     for message, event in found:
         if event.type == EPOCH_CLOSED:
             closed = msgspec.convert(event.data, EpochClosed)
+            if await forks.is_forked(connection, closed.epoch):
+                # The other agent may go on under it: what lies above is not void.
+                continue
             await connection.execute(
                 "INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples) VALUES ($1, $2, $3, $4, $5) "
                 "ON CONFLICT (epoch) DO UPDATE SET closed_seq = greatest(watermarks.closed_seq, $4), "

@@ -78,6 +78,16 @@ async def note(connection: asyncpg.Connection, found: Mapping[int, Origin]) -> N
         )
 
 
+async def is_forked(connection: asyncpg.Connection, epoch: int) -> bool:
+    """Return whether two agents publish under an epoch.
+
+    Raises:
+        asyncpg.PostgresError
+    """
+    found: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM forked_epochs WHERE epoch = $1)", epoch)
+    return found
+
+
 def in_conflicts(conflicts: Iterable[Decoded]) -> dict[int, Origin]:
     """Return epoch → origin of messages whose identity the database has with another hash."""
     return {message.identity.epoch: message.origin for message in conflicts if message.identity}

@@ -39,12 +39,14 @@ class _Fields(msgspec.Struct):
     time: Annotated[datetime, Meta(tz=True)]
     epochs: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] | None = None
     gone: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] = []
+    forked: Annotated[list[Epoch], Meta(max_length=EPOCHS_MAX)] = []
 
 
 class Heartbeat(NamedTuple):
     """One heartbeat. received: JetStream's time of it. epochs is None where the agent does not list them.
 
-    gone: epochs that the heartbeats before told of and that the edge has no more, its disk being another one.
+    gone: epochs that the heartbeats before told of and that the edge has no more, its disk being another one. forked:
+    epochs on it under which another agent publishes, too.
     """
 
     origin: Origin
@@ -54,6 +56,7 @@ class Heartbeat(NamedTuple):
     epochs: list[EpochReport] | None
     document: str
     gone: tuple[EpochReport, ...] = ()
+    forked: tuple[int, ...] = ()
 
 
 _decode = msgspec.json.Decoder().decode
@@ -83,5 +86,12 @@ def decode_heartbeat(key: str, value: bytes, received: datetime) -> Heartbeat:
     if fields.time.year not in YEARS:
         raise FrameError("malformed", f"time is {fields.time.isoformat()}")
     return Heartbeat(
-        Origin(site, edge), fields.boot_id, fields.time, received, fields.epochs, document, tuple(fields.gone)
+        Origin(site, edge),
+        fields.boot_id,
+        fields.time,
+        received,
+        fields.epochs,
+        document,
+        tuple(fields.gone),
+        tuple(fields.forked),
     )

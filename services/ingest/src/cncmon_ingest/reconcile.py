@@ -32,7 +32,11 @@ WITH held AS (
     JOIN watermarks w USING (epoch) WHERE l.seq > greatest(w.closed_seq, w.seq) GROUP BY 1
 )
 SELECT epoch, coalesce(e.site, w.site) AS site, coalesce(e.edge, w.edge) AS edge,
-    coalesce(w.seq, 0) AS watermark, w.base, w.closed_seq, w.closed_samples,
+    coalesce(w.seq, 0) AS watermark, w.base, CASE WHEN f.epoch IS NULL THEN w.closed_seq END AS closed_seq,
+    w.closed_samples, f.epoch IS NOT NULL AS forked,
+    CASE WHEN f.epoch IS NOT NULL THEN
+        (SELECT count(*) FROM dead_letters d WHERE d.reason = 'identity_conflict' AND d.identity LIKE epoch || ':%')
+    ELSE 0 END AS conflicts,
     coalesce(w.batches_stored, 0) + coalesce(held.stored, 0) AS stored,
     coalesce(w.batches_dead, 0) + coalesce(held.dead, 0) AS dead,
     coalesce(w.batches_stored + w.batches_dead, 0) + coalesce(under.batches, 0) + coalesce(missing.passed, 0)
@@ -47,6 +51,7 @@ SELECT epoch, coalesce(e.site, w.site) AS site, coalesce(e.edge, w.edge) AS edge
 FROM watermarks w FULL JOIN edge_epochs e USING (epoch)
 LEFT JOIN held USING (epoch) LEFT JOIN missing USING (epoch) LEFT JOIN last USING (epoch)
 LEFT JOIN under USING (epoch) LEFT JOIN beyond USING (epoch)
+LEFT JOIN forked_epochs f USING (epoch)
 LEFT JOIN edges ON (edges.site, edges.edge) = (coalesce(e.site, w.site), coalesce(e.edge, w.edge))
 ORDER BY site, edge, epoch
 """
@@ -56,6 +61,8 @@ class Account(msgspec.Struct):
     """One epoch. accepted… None: nobody says. pending_…: on their way. problem: why it does not balance; None: it does.
 
     gaps_uncounted: batches in gaps of which nobody knows how many samples they held; samples can't be balanced then.
+    forked: two agents publish under it, and count apart: its samples can't be balanced either. conflicts: batches of
+    the one for which the other's of the same seq is stored; they are dead letters, and in none of the other numbers.
     """
 
     epoch: int
@@ -72,6 +79,8 @@ class Account(msgspec.Struct):
     gaps_uncounted: int
     pending_batches: int = 0
     pending_samples: int | None = 0
+    forked: bool = False
+    conflicts: int = 0
     problem: str | None = None
 
 
@@ -132,6 +141,8 @@ def _account(row: asyncpg.Record, grace: timedelta) -> Account:
         gap_batches=int(row["gap_batches"]),
         gap_samples=int(row["gap_samples"]),
         gaps_uncounted=int(row["gap_uncounted"]),
+        forked=row["forked"],
+        conflicts=row["conflicts"],
     )
     missing = batches - account.stored_batches - account.dead_batches - account.gap_batches
     account.problem = _problem(account, row, missing)
@@ -163,6 +174,8 @@ def _accepted(row: asyncpg.Record) -> tuple[int, int | None]:
         (row["gap_top"], None),
     ]
     highest = max(seq for seq, _ in tops)
+    if row["forked"]:
+        return highest, None
     return highest, next((int(samples) for seq, samples in tops if seq == highest and samples is not None), None)
 
 

@@ -34,6 +34,7 @@ class Appender:
         self.next = 1
         self.serial = 0
         self.stranded = False
+        self.ended = False
         self.era = 0
         self.dirty: list[Segment] = []
         self._store = store
@@ -76,7 +77,8 @@ class Appender:
         """Return the files with something unsynced in them, and begin a new group of records."""
         if self.stranded:
             self.rewrite()
-        if not self.unsynced and len(self.dirty) <= 1:
+        # A file that is not written any more is synced to its end, footer included.
+        if not self.unsynced and len(self.dirty) <= int(self._writer is not None):
             return []
         if self._writer is not None:
             self._writer.end_group()
@@ -99,9 +101,17 @@ class Appender:
             self.stranded = bool(self.unsynced)
             if self._write_unsynced():
                 self.stranded = False
+                if self.ended:
+                    self.end()
                 return True
         self._abandon()
         return False
+
+    def end(self) -> None:
+        """Seal the file being written: nothing is appended any more."""
+        self.ended = True
+        if self._writer is not None:
+            self._seal(self._segments[-1], self._writer)
 
     def close(self) -> None:
         """Close the files. Nothing is synced by it."""

@@ -66,6 +66,11 @@ class SegmentLog:
         self._bytes += batch.bytes
         return True
 
+    def end(self) -> None:
+        """Take nothing more: what is there is synced, and drains."""
+        self.writable = False
+        self.appender.end()
+
     def get(self, seq: int) -> Batch | None:
         """Return the batch of a seq; None when it is freed, not appended yet, dropped or damaged.
 

@@ -187,8 +187,8 @@ class Spool:
         return False
 
     def forget(self, epoch: int) -> None:
-        """Give up all that an earlier epoch still has; it is delivered to its end."""
-        log = self.earlier.pop(epoch, None)
+        """Give up all that an epoch still has, an earlier one or one that ended since: it is delivered to its end."""
+        log = self.earlier.pop(epoch, None) or self.current.pop(epoch, None)
         if log is not None:
             log.free(log.range()[1])
             log.close()

@@ -52,6 +52,16 @@ class TieredBuffer:
             self.accepted_bytes += len(batch.data)
         return taken
 
+    def leave_memory(self) -> bool:
+        """Give up what is in memory once all of it is synced and nothing more is to come; whether that is done."""
+        if self._log is None:
+            return False
+        first, end = self._log.range()
+        if first < end and self._log.synced_seq < end - 1:
+            return False
+        self._hot = HotRing(1, 1, first_seq=end)
+        return True
+
     def _append_to_both(self, batch: Batch, log: SyncedBuffer) -> bool:
         if not self._make_room(batch, log):
             REFUSED.inc()
