@@ -8,5 +8,6 @@ if [ $# -eq 0 ]; then
     scripts/web.sh test
     set -- --ignore=tests/cluster
 fi
-# Most of a test is waiting for servers, so two at once; what shares a server stays together.
-exec .venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-2}" --dist loadfile "$@"
+# Most of a test is waiting for servers, so more at once than there are cores; what shares a server stays together, and
+# what takes long begins first (tests/testkit/durations.py).
+exec .venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-4}" --dist loadfile --no-loadscope-reorder "$@"

@@ -11,6 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from cncmon_ingest.migrate import migrate
+from testkit.durations import Measured, longest_first
 from testkit.order import drawn_seed, shuffled
 from testkit.parts import REQUIRED, missing_part, timescaledb_programs
 from testkit.servers import Postgres, Server, running_nats, running_postgres
@@ -25,7 +26,11 @@ on_both_servers = pytest.mark.parametrize(
 
 
 SEED = drawn_seed()
-"""Shuffles the tests; None: they come as they are written."""
+"""Shuffles the tests; None: those of files that take long come first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Measured(), "cncmon durations")
 
 
 def pytest_report_header() -> list[str]:
@@ -33,8 +38,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SEED is not None:
-        items[:] = shuffled(items, SEED)
+    items[:] = longest_first(items) if SEED is None else shuffled(items, SEED)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
