@@ -19,6 +19,8 @@ from cncmon_operator.status import Heard, Said, Written
 from cncmon_operator.store import Store
 from testkit.waiting import WAIT_S_MAX
 
+pytestmark = pytest.mark.virtual_time
+
 EDGE = ("hall", "e1")
 OURS = "operator/plant"
 NOW = datetime(2026, 3, 1, 6, tzinfo=UTC)
@@ -247,6 +249,13 @@ def test_since_when_stays_while_the_answer_does() -> None:
     assert since == {"Accepted": NOW, "Configured": NOW, "Applied": later, "Connected": later, "Ready": later}
 
 
+def test_every_condition_names_the_generation_that_was_looked_at() -> None:
+    before = read("m1", status=msgspec.to_builtins(of_machine(heard())))
+    changed = before._replace(generation=2)
+    made = status.of_machine(changed, (), Written(stored("m1").config), heard(), NOW)
+    assert {one.observed_generation for one in made.conditions} == {made.observed_generation} == {2}
+
+
 def test_a_patch_is_what_differs_and_takes_away_what_is_no_more() -> None:
     made = of_machine(heard())
     same = read("m1", status=msgspec.to_builtins(made))
@@ -290,5 +299,5 @@ async def test_the_sooner_of_two_moments_counts() -> None:
     queue.add({EDGE}, after_s=0.1)
     queue.add({EDGE}, after_s=30)
     started_s = time.monotonic()
-    await asyncio.wait_for(queue.take(), WAIT_S_MAX)
+    await asyncio.wait_for(queue.take(), 20)
     assert time.monotonic() - started_s >= 0.09
