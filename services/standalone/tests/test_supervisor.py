@@ -46,7 +46,7 @@ class Watch:
     def of(self, state: State) -> list[str]:
         return [event.part.name for event in self.events if event.state is state]
 
-    async def until(self, condition: Callable[["Watch"], bool]) -> None:
+    async def until(self, condition: Callable[["Watch"], object]) -> None:
         await until(
             lambda: condition(self), what=lambda: f"so: {[(e.part.name, e.state, e.text) for e in self.events]}"
         )
@@ -111,12 +111,12 @@ async def test_a_part_that_runs_for_good_is_started_again_even_when_it_ends_with
     supervisor = Supervisor([part("quits", "raise SystemExit(0)")], tmp_path, watch)
 
     async def body() -> None:
-        await watch.until(lambda w: len(w.of(State.RESTARTING)) >= 2)
+        await watch.until(lambda w: w.of(State.DONE) or len(w.of(State.RESTARTING)) >= 2)
 
     await supervisor.run(body)
+    assert watch.of(State.DONE) == []
     said = next(event.text for event in watch.events if event.state is State.RESTARTING)
     assert "ended with exit status 0; starting it again in" in said
-    assert watch.of(State.DONE) == []
 
 
 async def test_a_part_that_was_steady_before_it_ended_begins_its_backoff_anew(
