@@ -100,7 +100,7 @@ async def test_people_read_from_a_replica(own_postgres: Postgres) -> None:
         serving = asyncio.create_task(run(settings, listener, Health(), stop))
         url = "http://{}:{}".format(*listener.getsockname()[:2])
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=WAIT_S_MAX) as client:
                 await connection.execute(
                     "INSERT INTO sensor_data (time, machine_id, temperature, machine_state) "
                     "VALUES (now(), 'm1', 21.5, 'running')"

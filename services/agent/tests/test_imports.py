@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from testkit.waiting import WAIT_S_MAX
+
 LOADED = """
 import sys
 import cncmon_agent.main
@@ -30,7 +32,9 @@ HEAVY = (
 
 def loaded(more: str = "") -> set[str]:
     code = LOADED.format(more=more)
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=WAIT_S_MAX
+    ).stdout
     return set(said.split())
 
 

@@ -13,6 +13,7 @@ from cncmon_core.nats_link import NatsSettings
 from cncmon_core.service import ServiceSettings
 from cncmon_core.settings import describe
 from testkit import bulky
+from testkit.waiting import WAIT_S_MAX
 
 METRICS_OF = (heartbeat, publish, governor, storage, clock)
 """Imported so that their metrics are known."""
@@ -81,7 +82,7 @@ def test_the_output_of_the_buffer_command_is_as_shown(tmp_path: Path) -> None:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=WAIT_S_MAX,
         ).stdout
         for line in said.splitlines():
             assert pattern_of(line) in set(map(pattern_of, README.splitlines())), line

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cncmon_core import monitor
 from cncmon_core.monitor import Health
+from testkit.waiting import WAIT_S_MAX
 
 TURNS = Counter("test_monitor_turns", "A metric of this test.")
 
@@ -21,7 +22,7 @@ class Served:
         self.port = monitor.serve(self.health, "127.0.0.1", 0)
 
     def get(self, path: str, method: str = "GET") -> tuple[int, str, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S_MAX)
         try:
             connection.request(method, path)
             answer = connection.getresponse()

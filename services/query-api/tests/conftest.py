@@ -14,7 +14,7 @@ import pytest
 from cncmon_api.main import listen, run
 from cncmon_api.settings import ApiSettings
 from cncmon_core.monitor import Health
-from testkit.waiting import WAIT_S_MAX
+from testkit.waiting import WAIT_S_MAX, until
 
 
 @pytest.fixture
@@ -136,11 +136,13 @@ async def start_api(database_dsn: str) -> AsyncIterator[StartApi]:
                 await asyncio.wait_for(asyncio.shield(task), WAIT_S_MAX)
 
             stack.push_async_callback(finish)
-            for _ in range(200):
+
+            async def answers() -> bool:
                 with contextlib.suppress(httpx.ConnectError):
-                    if (await http.get("/healthz")).status_code == 200:
-                        break
-                await asyncio.sleep(0.01)
+                    return (await http.get("/healthz")).status_code == 200
+                return False
+
+            await until(answers)
             return Api(f"http://127.0.0.1:{port}", port, http, health, finish)
 
         yield start

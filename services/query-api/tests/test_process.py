@@ -5,13 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import msgspec
 import pytest
 
-from testkit.waiting import WAIT_S_MAX
+from testkit.waiting import WAIT_S_MAX, until_blocking
 
 COMMAND = [sys.executable, "-m", "cncmon_api.main"]
 
@@ -37,12 +36,14 @@ def test_starts_serves_and_stops_with_a_stream_open(database_dsn):
                 break
         url = f"http://{lines[-1]['address']}"
         assert lines[-1]["service"] == "cncmon-api"
-        for _ in range(50):
+
+        def answers() -> bool:
             try:
-                assert urllib.request.urlopen(f"{url}/api/v1/machines", timeout=WAIT_S_MAX).status == 200
-                break
+                return bool(urllib.request.urlopen(f"{url}/api/v1/machines", timeout=WAIT_S_MAX).status == 200)
             except OSError:
-                time.sleep(0.1)
+                return False
+
+        until_blocking(answers)
         stream = urllib.request.urlopen(f"{url}/api/v1/live", timeout=WAIT_S_MAX)
         assert stream.readline() == b"retry: 2000\n"
         # Nobody closes the stream: who waits for its end waits for ever.

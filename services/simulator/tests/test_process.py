@@ -15,6 +15,7 @@ import pytest
 
 from cncmon_core import machine_files
 from cncmon_simulator import poll_log
+from testkit.waiting import WAIT_S_MAX
 
 POLL = bytes.fromhex("0001 0000 0006 01 03 0064 0027")
 ANSWER_BYTES = 9 + 2 * 39
@@ -43,7 +44,7 @@ def test_the_whole_service(started) -> None:
     address = ("127.0.0.1", found.machines["mill-01"].spec.connection.modbus.port)
 
     def control(method: str, path: str, body: object = None) -> dict:
-        connection = http.client.HTTPConnection("127.0.0.1", said["control_port"], timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", said["control_port"], timeout=WAIT_S_MAX)
         connection.request(method, path, None if body is None else json.dumps(body))
         answer = connection.getresponse()
         assert answer.status == 200

@@ -27,7 +27,7 @@ def test_a_port_in_use_is_named_with_its_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(port_base=str(port), machines="1", control_port="-1")
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=WAIT_S_MAX)
     assert process.returncode == 2
     assert f"port {port} of 127.0.0.1, meant for machine mill-01, is in use" in said
     assert "CNCMON_SIMULATOR_PORT_BASE" in said
@@ -38,7 +38,7 @@ def test_a_second_port_in_use_frees_the_first() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(port_base=str(port - 1), machines="2", control_port="-1")
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=WAIT_S_MAX)
     assert process.returncode == 2
     assert "lathe-02, is in use" in said or "mill-01, is in use" in said
 

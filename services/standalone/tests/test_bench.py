@@ -10,6 +10,7 @@ import pytest
 
 from cncmon_standalone.bench import command
 from cncmon_standalone.bench.measure import Cost, Drained
+from testkit.waiting import WAIT_S_MAX
 
 COMMAND = [sys.executable, "-m", "cncmon_standalone.cli", "bench", "--samples", "200000"]
 
@@ -20,7 +21,7 @@ def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
         env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S_MAX,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -10,12 +10,13 @@ import pytest
 
 from cncmon_ingest import migrate
 from testkit.ingest import frame
+from testkit.waiting import WAIT_S_MAX
 
 COMMAND = [sys.executable, "-m", "cncmon_standalone.cli"]
 
 
 def cncmon(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=WAIT_S_MAX)
 
 
 async def bury(connection: asyncpg.Connection, reason: str, edge: str, payload: bytes, number: int) -> None:

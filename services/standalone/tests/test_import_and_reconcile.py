@@ -14,13 +14,16 @@ import pytest
 from cncmon_core import identity
 from cncmon_core.frames import join
 from testkit.ingest import frame
+from testkit.waiting import WAIT_S_MAX
 
 COMMAND = [sys.executable, "-m", "cncmon_standalone.cli"]
 EPOCH = 4242
 
 
 def cncmon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=WAIT_S_MAX
+    )
 
 
 def exported(path: Path, *seqs: int, damaged: bool = False) -> Path:
