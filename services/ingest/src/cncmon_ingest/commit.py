@@ -20,6 +20,11 @@ log = logs.get(__name__)
 RETRIES_MAX: Final = 10
 """Lost against another worker so often in a row: treat it as an outage, with its waiting times."""
 
+PORTION_BYTES_MAX: Final = 4 << 20
+"""Decompressed payload in one transaction, some 10,000 samples and a tenth of a second: what comes behind it, live
+samples beside a backlog of days, waits for it. Larger ones save less than 5 %.
+"""
+
 
 class Committed(msgspec.Struct):
     """What became of messages. database_time: the database's clock at the last of the transactions."""

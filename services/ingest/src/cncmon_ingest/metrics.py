@@ -15,7 +15,17 @@ GAP_BATCHES = Counter(
 HEARTBEATS_BAD = Counter("cncmon_ingest_heartbeats_bad", "Heartbeats that could not be used.")
 GENERATIONS = Counter("cncmon_ingest_generations", "Times that the database went back and a new generation began.")
 REREAD_PENDING = Gauge("cncmon_ingest_reread_pending_messages", "Messages of the stream that are to be read again.")
-SUSPECTS = Counter("cncmon_ingest_suspects", "Messages tried alone, by what became of them.", ["outcome"])
+SUSPECTS = Counter(
+    "cncmon_ingest_suspects", "Messages tried in the isolated process, by what became of them.", ["outcome"]
+)
+SUSPECT_GROUPS_HALVED = Counter(
+    "cncmon_ingest_suspect_groups_halved",
+    "Groups of suspects that ended the isolated process, or were late, and were halved.",
+)
+SUSPECTS_DEFERRED = Counter(
+    "cncmon_ingest_suspects_deferred",
+    "Suspects that were given back for a while: too many, or the database out of reach.",
+)
 EDGE_CLONES = Gauge("cncmon_ingest_edge_clones", "Processes under one edge's name, where several.", ["site", "edge"])
 COMMIT_SECONDS = Histogram(
     "cncmon_ingest_commit_seconds",

@@ -21,7 +21,7 @@ class IngestSettings(Struct, frozen=True):
     ] = 16
     ack_wait_ms: Annotated[int, Meta(ge=1000, description="Redelivered when not acknowledged for so long.")] = 30_000
     max_deliver: Annotated[
-        int, Meta(ge=1, description="Delivered more often, a message is tried alone, in a process of its own.")
+        int, Meta(ge=1, description="Delivered more often, a message is tried in the isolated process.")
     ] = 3
     suspect_ms_max: Annotated[
         int, Meta(ge=1000, description="A message tried alone is a dead letter after so long without an answer.")

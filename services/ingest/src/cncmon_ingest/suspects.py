@@ -1,12 +1,12 @@
 """Messages that were delivered so often that one of them may be what kills the workers (rule C3).
 
-Each is tried once more alone, in a process of its own (`alone`), and the attempt is counted in the database before it
-begins. If that process dies, the message is buried; if it is stored, it was innocent: restarts alone bury nothing.
+They are tried in groups, in a process of their own (`isolated`). A group's death only halves it. A group of one is
+tried alone: the attempt is counted in the database before it begins, and if the process dies, the message is buried. If
+it is stored, it was innocent: restarts alone bury nothing.
 """
 
 import asyncio
-import contextlib
-import sys
+import time
 from collections import deque
 from datetime import datetime
 from typing import Final
@@ -18,12 +18,14 @@ from nats.aio.msg import Msg
 from cncmon_core import logs
 from cncmon_core.backoff import Backoff
 from cncmon_ingest import metrics
-from cncmon_ingest.alone import Answer, Task
+from cncmon_ingest.alone import Answer, Member, Task
+from cncmon_ingest.bootstrap import ACK_PENDING_PER_WORKER
 from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, buried, headers_of
-from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
-from cncmon_ingest.generation import Watch
+from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, translate
+from cncmon_ingest.generation import Life, Watch
+from cncmon_ingest.isolated import Isolated
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 
@@ -32,11 +34,28 @@ log = logs.get(__name__)
 ATTEMPTS_MAX: Final = 3
 """Attempts alone of which nobody saw the end: this worker died as well, or was stopped. No more than so many."""
 
-LINE_BYTES_MAX: Final = 1 << 16
-"""Of an answer."""
+GROUP_MESSAGES_MAX: Final = 512
+"""Messages tried together: one that kills among them is found with 9 deaths of a group and its own."""
 
-DYING_S: Final = 0.2
-"""Left to a process that is dying by itself, so that it can say of what."""
+GROUP_BYTES_MAX: Final = 8 << 20
+"""Bytes of their data, as the stream holds it; a larger message is a group of its own."""
+
+WAITING_BYTES_MAX: Final = 64 << 20
+"""Bytes of suspects that a worker keeps, and `ACK_PENDING_PER_WORKER` fetches; more are deferred."""
+
+GROUP_TIME_SHARE: Final = 0.25
+"""Part of `suspect_ms_max` that a group has: being late only halves it, and what hangs is found sooner."""
+
+DATABASE_TIME_SHARE: Final = 0.75
+"""Part of the time that the database may take of it. A process that still answers then shows that no message hangs."""
+
+# The members of a group have a row with no attempt while it is tried. One that has a row already was in a group, or
+# alone, when a worker ended with it: memory ran out, say, and took both. It is tried alone from then on.
+_ENTER = """
+INSERT INTO suspects (stream_created, stream_seq, attempts, begun)
+SELECT $1, seq, 0, now() FROM unnest($2::bigint[]) AS seq ORDER BY seq
+ON CONFLICT DO NOTHING RETURNING stream_seq
+"""
 
 _COUNT = """
 INSERT INTO suspects AS s (stream_created, stream_seq, attempts, begun) VALUES ($1, $2, 1, now())
@@ -44,168 +63,250 @@ ON CONFLICT (stream_created, stream_seq) DO UPDATE SET attempts = s.attempts + 1
 RETURNING attempts
 """
 
+_TAKE_BACK = "UPDATE suspects SET attempts = attempts - 1 WHERE (stream_created, stream_seq) = ($1, $2)"
+
+_REMOVE = "DELETE FROM suspects WHERE stream_created = $1 AND stream_seq = ANY($2)"
+
+
+class _Group(msgspec.Struct):
+    """Messages that are tried together.
+
+    entered: their rows in `suspects` are of this worker. attempt: that of a single message which is counted and has not
+    come to an end that speaks against it; 0: none is.
+    """
+
+    messages: list[Msg]
+    bytes: int = 0
+    entered: bool = False
+    attempt: int = 0
+
+    @property
+    def seqs(self) -> list[int]:
+        return [message.metadata.sequence.stream for message in self.messages]
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of this size can join it before it is entered."""
+        return not self.entered and len(self.messages) < GROUP_MESSAGES_MAX and self.bytes + size <= GROUP_BYTES_MAX
+
 
 class Suspects:
-    """Takes suspects, and settles them one after another beside the worker's other messages (`run`)."""
+    """Takes suspects, and settles them group by group beside the worker's other messages (`run`)."""
 
     def __init__(self, settings: IngestSettings, stream_created: datetime, watch: Watch) -> None:
         self._settings = settings
         self._stream_created = stream_created
         self._watch = watch
-        self._waiting: deque[Msg] = deque()
+        self._messages_max = ACK_PENDING_PER_WORKER * settings.fetch_messages
+        self._groups: deque[_Group] = deque()
+        self._trying: _Group | None = None
+        self._messages = self._bytes = 0
         self._added = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
+        self._isolated = Isolated()
+        self._connection: asyncpg.Connection | None = None
+        self._life: Life | None = None
+
+    @property
+    def waiting(self) -> list[Msg]:
+        """The messages that are not settled."""
+        return [message for group in self._groups for message in group.messages]
 
     def suspects(self, message: Msg) -> bool:
         """Whether a message was delivered more often than an innocent one should."""
         return message.metadata.num_delivered > self._settings.max_deliver
 
     async def add(self, message: Msg) -> None:
-        """Let a message be settled by and by; more of them than fit are given back for a while."""
-        if len(self._waiting) >= self._settings.fetch_messages:
-            await message.nak(delay=self._settings.ack_wait_ms / 1000)
+        """Let a message be settled by and by; more of them than fit are deferred for `ack_wait`."""
+        if self._messages >= self._messages_max or self._bytes >= WAITING_BYTES_MAX:
+            await self._defer(message)
             return
-        self._waiting.append(message)
+        size = len(message.data)
+        last = self._groups[-1] if self._groups else None
+        if last is not None and last is not self._trying and last.has_room(size):
+            last.messages.append(message)
+            last.bytes += size
+        else:
+            self._groups.append(_Group([message], size))
+        self._messages += 1
+        self._bytes += size
         self._added.set()
+
+    async def _defer(self, message: Msg) -> None:
+        metrics.SUSPECTS_DEFERRED.inc()
+        await message.nak(delay=self._settings.ack_wait_ms / 1000)
 
     async def run(self) -> None:
         """Settle what is added, until cancelled."""
         keeping = asyncio.create_task(self._keep())
         try:
             while True:
-                while self._waiting:
-                    await self._settle(self._waiting[0])
-                    self._waiting.popleft()
-                await self._end_process()
+                # First: what is added while the process ends must not be overlooked.
                 self._added.clear()
+                while self._groups:
+                    await self._settle_first()
+                self._disconnect()
+                await self._isolated.end()
                 await self._added.wait()
         finally:
             keeping.cancel()
+            self._disconnect()
             # Its transaction is whole or not at all, whatever moment this is.
-            await self._end_process(kill=True)
+            await self._isolated.end(kill=True)
+
+    async def _settle_first(self) -> None:
+        # It stays first until it is settled, so that its messages are kept.
+        self._trying = self._groups[0]
+        try:
+            left = await self._settle(self._trying)
+        except NotConnectedError as error:
+            log.warning("suspects are deferred: others may reach the database", reason=str(error))
+            for message in self.waiting:
+                await self._defer(message)
+            self._groups.clear()
+        else:
+            self._groups.popleft()
+            # Behind the others: who shares no group with what kills does not wait for it.
+            self._groups.extend(group for group in left if group.messages)
+        self._trying = None
+        self._messages = sum(len(group.messages) for group in self._groups)
+        self._bytes = sum(group.bytes for group in self._groups)
 
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.ack_wait_ms / 3000)
-            for message in list(self._waiting):
+            for message in self.waiting:
                 await message.in_progress()
 
-    async def _settle(self, message: Msg) -> None:
-        backoff = Backoff(0.1, self._settings.hold_retry_ms_max / 1000)
-        while True:
-            try:
-                connection = await connect(self._settings.database_dsn)
-                try:
-                    life = await self._watch.admit(connection)
-                    dead = await self._try(message, connection)
-                    await self._watch.may_acknowledge(life)
-                finally:
-                    connection.terminate()
-            except OutageError as error:
-                log.warning("holding a message that is to be tried alone", error=str(error))
-                await asyncio.sleep(backoff.next_s())
-            else:
-                await (message.term() if dead else message.ack())
-                return
-
-    async def _try(self, message: Msg, connection: asyncpg.Connection) -> bool:
-        """Return whether a message that is committed now is a dead letter.
+    async def _settle(self, group: _Group) -> list[_Group]:
+        """Settle the messages of a group, or return the groups that they are to be tried in next.
 
         Raises:
-            OutageError: it is not committed.
+            NotConnectedError: this worker has not reached the database for `ack_wait`.
         """
-        place = self._stream_created, message.metadata.sequence.stream
+        backoff = Backoff(0.1, self._settings.hold_retry_ms_max / 1000)
+        reached_s = time.monotonic()
+        while True:
+            try:
+                connection, life = await self._connected()
+                reached_s = time.monotonic()
+                if not group.entered and (apart := await self._enter(group, connection)):
+                    return [group, *apart]
+                answer = await self._try(group, connection, life)
+                if answer is None:
+                    return _halves(group)
+                await self._watch.may_acknowledge(life)
+            except OutageError as error:
+                self._disconnect()
+                log.warning("holding suspects", messages=len(group.messages), error=str(error))
+                if (
+                    isinstance(error, NotConnectedError)
+                    and time.monotonic() - reached_s > self._settings.ack_wait_ms / 1000
+                ):
+                    raise
+                await asyncio.sleep(backoff.next_s())
+            else:
+                dead = set(answer.dead)
+                for index, message in enumerate(group.messages):
+                    await (message.term() if index in dead else message.ack())
+                return []
+
+    async def _connected(self) -> tuple[asyncpg.Connection, Life]:
+        if self._connection is None or self._connection.is_closed() or self._life is None:
+            self._disconnect()
+            self._connection = await connect(self._settings.database_dsn)
+            self._life = await self._watch.admit(self._connection)
+        return self._connection, self._life
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._life = self._connection, None, None
+        if connection is not None:
+            connection.terminate()
+
+    async def _enter(self, group: _Group, connection: asyncpg.Connection) -> list[_Group]:
+        """Write down that a group's messages are tried; move those that were tried when a worker ended out of it.
+
+        Raises:
+            OutageError
+        """
         try:
-            attempts = await connection.fetchval(_COUNT, *place)
-            log.warning("a message is tried alone", stream_seq=place[1], subject=message.subject, attempt=attempts)
-            why = f"{attempts - 1} attempts to store it alone did not come to an end"
-            answer = None
-            if attempts <= ATTEMPTS_MAX:
-                answer, why = await self._ask(self._task(message))
-            if answer is None:
-                await self._bury(message, connection, why)
-            elif answer.outage:
-                # An outage is no evidence against anybody.
-                await connection.execute(
-                    "UPDATE suspects SET attempts = attempts - 1 WHERE (stream_created, stream_seq) = ($1, $2)", *place
-                )
-                raise OutageError(answer.outage)
-            await connection.execute("DELETE FROM suspects WHERE (stream_created, stream_seq) = ($1, $2)", *place)
+            rows = await connection.fetch(_ENTER, self._stream_created, group.seqs)
         except DATABASE_ERRORS as error:
             raise translate(error) from error
-        metrics.SUSPECTS.labels("innocent" if answer else "buried").inc()
-        return answer is None or answer.dead
+        entered = {row["stream_seq"] for row in rows}
+        apart = [message for message in group.messages if message.metadata.sequence.stream not in entered]
+        group.entered = True
+        group.messages = [message for message in group.messages if message.metadata.sequence.stream in entered]
+        group.bytes = sum(len(message.data) for message in group.messages)
+        return [_Group([message], len(message.data), entered=True) for message in apart]
 
-    def _task(self, message: Msg) -> Task:
-        incoming = incoming_of(message)
-        return Task(
+    async def _try(self, group: _Group, connection: asyncpg.Connection, life: Life) -> Answer | None:
+        """Return which messages of a group are dead letters, now that all are committed; None: it is to be halved.
+
+        Raises:
+            OutageError: not all is committed.
+        """
+        try:
+            answer = await (self._try_together if len(group.messages) > 1 else self._try_alone)(group, connection, life)
+            if answer is not None:
+                await connection.execute(_REMOVE, self._stream_created, group.seqs)
+        except DATABASE_ERRORS as error:
+            raise translate(error) from error
+        return answer
+
+    async def _try_together(self, group: _Group, _connection: asyncpg.Connection, life: Life) -> Answer | None:
+        log.warning("suspects are tried in the isolated process", messages=len(group.messages), bytes=group.bytes)
+        answer, why = await self._ask(group, life, GROUP_TIME_SHARE)
+        if answer is None:
+            metrics.SUSPECT_GROUPS_HALVED.inc()
+            log.warning("a group of suspects is halved", messages=len(group.messages), reason=why)
+        elif answer.outage:
+            raise OutageError(answer.outage)
+        else:
+            metrics.SUSPECTS.labels("innocent").inc(len(group.messages))
+        return answer
+
+    async def _try_alone(self, group: _Group, connection: asyncpg.Connection, life: Life) -> Answer:
+        (message,) = group.messages
+        place = self._stream_created, message.metadata.sequence.stream
+        # One that met an outage, and is still in the count since that could not be taken back, is not counted again.
+        group.attempt = group.attempt or await connection.fetchval(_COUNT, *place)
+        log.warning("a suspect is tried alone", stream_seq=place[1], subject=message.subject, attempt=group.attempt)
+        why = f"{group.attempt - 1} attempts to store it alone did not come to an end"
+        answer = None
+        if group.attempt <= ATTEMPTS_MAX:
+            answer, why = await self._ask(group, life, 1.0)
+        if answer is None:
+            log.error("a message kills whoever takes it: buried", subject=message.subject, reason=why)
+            await commit(Store(connection, self._stream_created), [buried(incoming_of(message), "poison", why)])
+            metrics.SUSPECTS.labels("buried").inc()
+            return Answer(dead=[0])
+        if answer.outage:
+            # An outage is no evidence against anybody.
+            await connection.execute(_TAKE_BACK, *place)
+            group.attempt = 0
+            raise OutageError(answer.outage)
+        metrics.SUSPECTS.labels("innocent").inc()
+        return answer
+
+    async def _ask(self, group: _Group, life: Life, time_share: float) -> tuple[Answer | None, str]:
+        limit_s = self._settings.suspect_ms_max / 1000 * time_share
+        members = [
+            Member(one.subject, dict(one.headers), one.data, one.stream_seq, one.stored_at)
+            for one in map(incoming_of, group.messages)
+        ]
+        task = Task(
             self._settings,
             self._stream_created,
-            incoming.subject,
-            dict(incoming.headers),
-            incoming.data,
-            incoming.stream_seq,
-            incoming.stored_at,
+            (life.generation, life.server),
+            limit_s * DATABASE_TIME_SHARE,
+            members,
         )
+        return await self._isolated.run(task, limit_s)
 
-    async def _bury(self, message: Msg, connection: asyncpg.Connection, why: str) -> None:
-        log.error("a message kills whoever takes it: buried", subject=message.subject, reason=why)
-        await commit(Store(connection, self._stream_created), [buried(incoming_of(message), "poison", why)])
 
-    async def _ask(self, task: Task) -> tuple[Answer | None, str]:
-        """Return the process's answer; or None, and how it ended instead."""
-        process = await self._started()
-        stdin, stdout = process.stdin, process.stdout
-        if stdin is None or stdout is None:
-            raise AssertionError("it was started with pipes")
-        limit_s = self._settings.suspect_ms_max / 1000
-        line = b""
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(limit_s):
-                stdin.write(msgspec.json.encode(task) + b"\n")
-                await stdin.drain()
-                line = await stdout.readline()
-        if line:
-            return msgspec.json.decode(line, type=Answer), ""
-        late = process.returncode is None and not stdout.at_eof()
-        code = await self._end_process(kill=True)
-        if late:
-            return None, f"the process that took it alone did not answer within {limit_s:.0f} s"
-        return None, f"the process that took it alone died ({f'signal {-code}' if code < 0 else f'exit status {code}'})"
-
-    async def _started(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "cncmon_ingest.alone"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=LINE_BYTES_MAX,
-            )
-        return self._process
-
-    async def _end_process(self, *, kill: bool = False) -> int:
-        """End the process, if there is one, and return its exit status.
-
-        Cancelled half-way it has killed the process where it was to; who ends it again then waits for that.
-        """
-        process = self._process
-        if process is None:
-            return 0
-        if process.stdin is not None:
-            process.stdin.close()
-        if kill:
-            try:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(process.wait()), DYING_S)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        if process.stdout is not None:
-            # To its end, or the transport is left open for the garbage collector to complain of.
-            await process.stdout.read()
-        code = await process.wait()
-        self._process = None
-        return code
+def _halves(group: _Group) -> list[_Group]:
+    middle = len(group.messages) // 2
+    parts = group.messages[:middle], group.messages[middle:]
+    return [_Group(part, sum(len(message.data) for message in part), entered=True) for part in parts]
 
 
 def incoming_of(message: Msg) -> Incoming:

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 
 from cncmon_core import logs, names
 from cncmon_ingest import bootstrap
-from cncmon_ingest.commit import commit
+from cncmon_ingest.commit import PORTION_BYTES_MAX, commit
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Limits, decode
 from cncmon_ingest.errors import OutageError
@@ -24,10 +24,6 @@ from cncmon_ingest.suspects import Suspects, incoming_of
 log = logs.get(__name__)
 
 TAKE_S = 1.0
-PORTION_BYTES_MAX = 4 << 20
-"""Decompressed payload in one transaction, some 10,000 samples and a tenth of a second: what comes behind it, live
-samples beside a backlog of days, waits for it. Larger ones save less than 5 %.
-"""
 GIVE_WAY_BYTES = 64 << 10
 """Decompressed payload that is decoded in one go, 0.2 ms of batches and 2 ms of single frames: what waits meanwhile is
 the COPY of the portion before.
@@ -98,7 +94,7 @@ class Worker:
             settling.cancel()
             await self._drop_store()
             await asyncio.wait([settling])
-            left = await feed.close()
+            left = [*await feed.close(), *self._suspects.waiting]
         # Stopped in order: others can have at once what was not begun.
         for message in left:
             await message.nak()
