@@ -21,7 +21,7 @@ from cncmon_ingest.decode import Incoming
 from cncmon_ingest.generation import Watch, life_of
 from cncmon_ingest.isolated import DYING_S, Isolated
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.suspects import ATTEMPTWAIT_S_MAX, GROUP_MESSAGEWAIT_S_MAX, Suspects
+from cncmon_ingest.suspects import ATTEMPTS_MAX, GROUP_MESSAGES_MAX, Suspects
 from testkit.acks import Acks
 from testkit.ingest import EPOCH, drained, frame, prepare, publish_batch, running_ingest, settings_for, until
 from testkit.waiting import WAIT_S_MAX
@@ -149,7 +149,7 @@ async def test_delivery_c3_what_kills_is_found_by_halving(
     async with running_ingest(nats_url, settings):
         await until(lambda: at(database, 1010))
         await until(lambda: drained(nats_client))
-    assert 1 <= halved() - splits <= math.log2(GROUP_MESSAGEWAIT_S_MAX)
+    assert 1 <= halved() - splits <= math.log2(GROUP_MESSAGES_MAX)
     assert await database.fetchval("SELECT count(*) FROM sensor_data") == 3 * 1009
     assert await stored(database) == [seq for seq in range(1, 1011) if seq != 777]
     [(identity, number, reason, detail)] = await letters(database)
@@ -245,7 +245,7 @@ async def test_delivery_c3_a_database_that_is_slow_is_no_evidence(
         return answer, why
 
     async def several() -> bool:
-        return len(ended) > ATTEMPTWAIT_S_MAX
+        return len(ended) > ATTEMPTS_MAX
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Isolated, "run", watched)
@@ -266,7 +266,7 @@ async def test_delivery_c3_an_outage_is_no_evidence(
     settings = short(postgres_dsn)
     await prepare(nats_client, settings)
     outages = killing / "outages"
-    outages.write_text("".join(f"{number}\n" for number in range(ATTEMPTWAIT_S_MAX + 2)))
+    outages.write_text("".join(f"{number}\n" for number in range(ATTEMPTS_MAX + 2)))
     await publish(nats_client, range(1, 2), {1: "CNC-OUTAGE"})
     await deliver(nats_client, 1)
     async with running_ingest(nats_url, settings):
@@ -282,7 +282,7 @@ async def test_delivery_c3_an_outage_halves_no_group(
     settings = short(postgres_dsn)
     await prepare(nats_client, settings)
     outages = killing / "outages"
-    outages.write_text("".join(f"{number}\n" for number in range(ATTEMPTWAIT_S_MAX + 2)))
+    outages.write_text("".join(f"{number}\n" for number in range(ATTEMPTS_MAX + 2)))
     await publish(nats_client, range(1, 9), dict.fromkeys(range(1, 9), "CNC-OUTAGE"))
     await deliver(nats_client, 8)
     splits = halved()
@@ -294,7 +294,7 @@ async def test_delivery_c3_an_outage_halves_no_group(
     assert await letters(database) == []
 
 
-@pytest.mark.parametrize(("stops", "is_buried"), [(ATTEMPTWAIT_S_MAX - 1, False), (ATTEMPTWAIT_S_MAX, True)])
+@pytest.mark.parametrize(("stops", "is_buried"), [(ATTEMPTS_MAX - 1, False), (ATTEMPTS_MAX, True)])
 async def test_delivery_c3_attempts_are_counted_before_they_begin(
     nats_client: Client,
     nats_url: str,
