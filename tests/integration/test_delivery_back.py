@@ -14,8 +14,12 @@ from nats.js.errors import KeyNotFoundError
 
 from cncmon_core import names
 from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
-from cncmon_ingest.errors import NotConnectedError
-from cncmon_ingest.generation import Generation, Life, Watch, behind
+from cncmon_ingest import metrics
+from cncmon_ingest.adoption import adopt, adoption
+from cncmon_ingest.database_identity import DatabaseIdentity, behind
+from cncmon_ingest.errors import ForeignError
+from cncmon_ingest.generation import Generation
+from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.reconcile import reconcile
 from testkit.ingest import (
     EPOCH,
@@ -114,8 +118,12 @@ async def test_delivery_d3_a_replica_that_lacks_the_last_commits_takes_over(
             assert (await state_of(replica.dsn))["samples"] == 201, "it lacks what came last"
             await publish(nats_client, range(41, 51))
             await until(lambda: is_at(replica.dsn, samples=502, lines=502, watermark=50, generation=2, rereading=False))
-            document = await told(nats_client)
-            assert (document.generation, document.epochs[EPOCH]) == (2, 50)
+
+            async def is_reported() -> bool:
+                document = await told(nats_client)
+                return (document.generation, document.epochs[EPOCH]) == (2, 50)
+
+            await until(is_reported)
             assert (await mirrored(nats_client))["generation"] == 2
             consumers = await nats_client.jetstream().consumers_info(names.STREAM)
             assert [info.name for info in consumers] == [names.DURABLE]
@@ -179,11 +187,11 @@ async def test_delivery_d3_epochs_that_only_the_watermarks_knew_of_are_looked_af
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
 ) -> None:
     """An empty database in the place of the old one, and an edge that has drained and forgotten its epoch."""
-    settings = settings_for(postgres_dsn, **SETTINGS, edges_interval_ms=50, abandon_grace_s=0.2)
+    settings = settings_for(postgres_dsn, **SETTINGS, edges_interval_ms=50, abandon_grace_s=0.2, adopt_database=True)
     await prepare(nats_client, settings)
     bucket = await nats_client.jetstream().key_value(names.KV_WATERMARK)
     await bucket.put("hall.e1", encode_watermark(Watermark(3, "", 77, {EPOCH: 40})))
-    await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=3, server="another")).encode())
+    await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=3)).encode())
     status = await nats_client.jetstream().key_value(names.KV_STATUS)
     async with running_ingest(nats_url, settings):
 
@@ -198,39 +206,52 @@ async def test_delivery_d3_epochs_that_only_the_watermarks_knew_of_are_looked_af
     assert await database.fetchval("SELECT generation FROM delivery") == 4
 
 
-async def held(database: asyncpg.Connection) -> bool:
-    """Whether something is committed that was not before."""
-    return bool(await database.fetchval("SELECT count(*) FROM sensor_data") > 20)
+ANOTHER = "7000000000000000001/00000001/16384"
 
 
 def life(**changes: Any) -> dict[str, Any]:
-    return {"generation": 1, "server": "s", "stream_created": "", "floor": 0, "lsn": 0} | changes
+    return {"generation": 1, "server": ANOTHER, "stream_created": "", "floor": 0, "lsn": 0} | changes
 
 
 async def test_delivery_d3_nothing_is_acknowledged_for_a_past_life(
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """A worker that is still connected to the old primary commits there, and acknowledges nothing."""
+    """A worker that is still connected to the old primary neither commits there nor acknowledges."""
     settings = settings_for(postgres_dsn, **SETTINGS)
     await prepare(nats_client, settings)
-    bucket = await nats_client.jetstream().key_value(names.KV_WATERMARK)
+    js = nats_client.jetstream()
+    bucket = await js.key_value(names.KV_WATERMARK)
     async with running_ingest(nats_url, settings, leader=False):
         await publish(nats_client, range(1, 3))
         await until(lambda: drained(nats_client))
-        await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=2, server="promoted")).encode())
+        await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=2)).encode())
+        holds = metrics.HOLDS._value.get()
         await publish(nats_client, range(3, 5))
-        await until(lambda: held(database))
+
+        async def holding() -> bool:
+            return bool(metrics.HOLDS._value.get() > holds)
+
+        await until(holding)
         # Longer than ack_wait: it is not given back either.
         await asyncio.sleep(2)
         assert not await drained(nats_client)
-        info = await nats_client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
         assert info.ack_floor is not None
         assert info.ack_floor.stream_seq == 2
-        # The leader comes, and takes this database for what it is: the newest life there is.
+        assert await database.fetchval("SELECT count(*) FROM sensor_data") == 20
+        # The leader comes, and does not take this database for the stream's before somebody adopts it.
         async with running_ingest(nats_url, settings):
+            await until(lambda: is_refused(database))
+            assert await is_at(postgres_dsn, generation=1, samples=20)
+            await adopt(database)
             await until(lambda: is_at(postgres_dsn, generation=3, rereading=False))
             await until(lambda: drained(nats_client))
     assert await database.fetchval("SELECT count(*) FROM sensor_data") == 40
+    assert await adoption(database) == (None, None)
+
+
+async def is_refused(database: asyncpg.Connection) -> bool:
+    return (await adoption(database)).refused is not None
 
 
 async def test_delivery_d3_the_stream_is_read_again_when_asked(
@@ -274,24 +295,25 @@ async def test_delivery_d3_the_next_leader_goes_on_reading(
     [
         ({}, {}, None),
         ({"lsn": 9}, {"lsn": 8}, None),
-        ({"floor": 9, "stream_created": "a"}, {"floor": 8, "stream_created": "a"}, None),
-        ({"generation": 3}, {"generation": 2, "floor": 5}, None),
-        ({"stream_created": "b"}, {"floor": 8, "stream_created": "a"}, None),
-        ({"server": "x"}, {}, "another server"),
+        ({"floor": 8, "stream_created": "a"}, {"floor": 9, "stream_created": "a"}, None),
+        ({"counter": 9}, {"counter": 9}, None),
+        ({"counter": 9}, {"counter": 8}, None),
+        ({"generation": 3, "counter": 1}, {"generation": 2, "counter": 5}, None),
+        ({"counter": 8}, {"counter": 9}, "its counter is 8, and was 9"),
+        ({"server": "7/00000002/16384"}, {"server": "7/00000001/16384"}, "another timeline"),
         ({"generation": 1}, {"generation": 2}, "generation 1, and 2 has begun"),
         ({"lsn": 8}, {"lsn": 9}, "1 bytes shorter"),
-        ({"floor": 8, "stream_created": "a"}, {"floor": 9, "stream_created": "a"}, "up to 8"),
     ],
 )
 def test_delivery_d3_how_a_database_that_went_back_is_told(
     found: dict[str, Any], was: dict[str, Any], said: str | None
 ) -> None:
-    why = behind(Life(**life(**found)), Life(**life(**was)))
+    why = behind(DatabaseIdentity(**life(**found)), DatabaseIdentity(**life(**was)))
     assert (said is None and why is None) or (said and why and said in why), why
 
 
 def test_delivery_d3_without_a_mirror_nothing_is_known() -> None:
-    assert behind(Life(**life()), None) is None
+    assert behind(DatabaseIdentity(**life()), None) is None
 
 
 async def test_delivery_d3_a_leader_of_a_past_life_steps_down(
@@ -302,14 +324,14 @@ async def test_delivery_d3_a_leader_of_a_past_life_steps_down(
     bucket = await js.key_value(names.KV_WATERMARK)
     generation = Generation(database, js, bucket)
     await generation.settle()
-    await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=2, server="promoted")).encode())
-    watch = Watch(nats_client)
+    await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=2)).encode())
+    watch = IdentityWatch(nats_client)
     await watch.open()
-    with pytest.raises(NotConnectedError, match="went back"):
+    with pytest.raises(ForeignError, match=r"of another cluster: system identifier .* run: cncmon db adopt"):
         await watch.admit(database)
-    await database.execute("CREATE TABLE something (x int)")
-    try:
-        with pytest.raises(Exception, match="went back"):
-            await generation.mirror()
-    finally:
-        await database.execute("DROP TABLE something")
+    with pytest.raises(ForeignError, match="another database leads: it is of another cluster"):
+        await generation.check()
+    # It was told so for good: what it was is the past, whatever the mirror says later.
+    await bucket.delete(names.KV_DATABASE_KEY)
+    with pytest.raises(ForeignError, match="another database leads"):
+        await Generation(database, js, bucket).settle()

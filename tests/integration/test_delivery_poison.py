@@ -17,8 +17,9 @@ from nats.aio.msg import Msg
 
 from cncmon_core import identity, names
 from cncmon_ingest import metrics, suspects
+from cncmon_ingest.database_identity import identity_of
 from cncmon_ingest.decode import Incoming
-from cncmon_ingest.generation import Watch, life_of
+from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.isolated import DYING_S, Isolated
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.suspects import ATTEMPTS_MAX, GROUP_MESSAGES_MAX, Suspects
@@ -180,7 +181,9 @@ async def test_delivery_c3_what_kills_is_buried_and_the_others_are_stored(
 
 async def test_delivery_c3_a_process_does_not_outlive_its_worker(nats_client: Client) -> None:
     """The worker is stopped in the very moment in which it gives a process that hangs the time to die by itself."""
-    isolated = Suspects(short("postgresql://nobody@127.0.0.1:1/none"), datetime.now(UTC), Watch(nats_client))._isolated
+    isolated = Suspects(
+        short("postgresql://nobody@127.0.0.1:1/none"), datetime.now(UTC), IdentityWatch(nats_client)
+    )._isolated
     hanging = await asyncio.create_subprocess_exec("sleep", "600", stdin=PIPE, stdout=PIPE, start_new_session=True)
     isolated.process = hanging
     ending = asyncio.create_task(isolated.end(kill=True))
@@ -380,7 +383,7 @@ async def test_delivery_c3_nothing_is_acknowledged_for_a_past_life(
     settings = short(postgres_dsn, ack_wait_ms=6000, hold_retry_ms_max=200)
     await prepare(nats_client, settings)
     bucket = await nats_client.jetstream().key_value(names.KV_WATERMARK)
-    life = await life_of(database)
+    life = await identity_of(database)
     await bucket.put(names.KV_DATABASE_KEY, msgspec.json.encode(life))
     began, wait = killing / "began", killing / "wait"
     wait.touch()

@@ -142,6 +142,7 @@ TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_le
     dead_letter_totals
     RESTART IDENTITY;
 UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0, unmarked_since = NULL,
+    counter = 0, refused = NULL, adopted = NULL,
     reread_from = NULL, reread_to = NULL, reread_begun = NULL, reread_ended = NULL, reread_asked = false;
 UPDATE storage SET dropped_to = '-infinity'
 """

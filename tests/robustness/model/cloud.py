@@ -23,9 +23,10 @@ from cncmon_core import names
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
+from cncmon_ingest.database_identity import DatabaseIdentity
 from cncmon_ingest.decode import Limits, decode
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError
-from cncmon_ingest.generation import Life, Watch
+from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.leader import leading
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
@@ -45,20 +46,20 @@ class ModelWorker:
         self._client = client
         self._settings = settings
         self._created = created
-        self._watch = Watch(client)
+        self._watch = IdentityWatch(client)
         self._store: Store | None = None
-        self._life: Life | None = None
+        self._identity: DatabaseIdentity | None = None
 
     async def begin(self) -> None:
         """Raises OutageError: the database may not be used now."""
         await self._watch.open()
         connection = await connect(self._settings.database_dsn)
         try:
-            self._life = await self._watch.admit(connection)
+            self._identity = await self._watch.admit(connection)
         except OutageError:
             connection.terminate()
             raise
-        self._store = Store(connection, self._created)
+        self._store = Store(connection, self._created, self._watch.known)
 
     async def take(self, count: int) -> list[Msg]:
         """Return messages that the shared consumer has for anybody, without waiting for more."""
@@ -81,13 +82,13 @@ class ModelWorker:
         Raises:
             OutageError: nothing was acknowledged.
         """
-        if self._store is None or self._life is None or not messages:
+        if self._store is None or self._identity is None or not messages:
             return
         limits = Limits.at(datetime.now(UTC), self._settings.future_s_max, self._settings.retention_days)
         await commit(self._store, [decode(incoming_of(message), limits) for message in messages])
         if dies_before_ack:
             return
-        await self._watch.may_acknowledge(self._life)
+        await self._watch.may_acknowledge(self._identity)
         for message in messages:
             await message.ack_sync(timeout=30)
 

@@ -24,9 +24,9 @@ from cncmon_core import logs
 from cncmon_core.errors import CncmonError
 from cncmon_ingest.commit import PORTION_BYTES_MAX, commit
 from cncmon_ingest.connection import connect
+from cncmon_ingest.database_identity import identity_of
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
-from cncmon_ingest.generation import life_of
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 
@@ -110,7 +110,7 @@ class Trier:
         connection = await connect(task.settings.database_dsn)
         self._store, self._of = Store(connection, task.stream_created), of
         try:
-            life = await life_of(connection)
+            life = await identity_of(connection)
         except DATABASE_ERRORS as error:
             raise translate(error) from error
         if (life.generation, life.server) != task.life:

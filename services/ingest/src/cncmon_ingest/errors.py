@@ -3,6 +3,7 @@
 CncmonError
 ├── OutageError        the database can't be used now: hold what is in hand, ack nothing
 │   └── NotConnectedError  this worker can't reach it: if others can, they may have what is in hand
+│       └── ForeignError       it is not the stream's database: wait until somebody adopts it
 ├── RefusedError       the database refuses data: find which frame, dead-letter it, store the rest
 ├── RetryError         lost against another worker: try the same again at once
 ├── MigrationError     the schema can't be brought up to date: stop, say why
@@ -21,6 +22,16 @@ class OutageError(CncmonError):
 
 class NotConnectedError(OutageError):
     """No connection to the database can be had."""
+
+
+class ForeignError(NotConnectedError):
+    """The stream's samples went into another database; says what to do."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this is not the stream's database: {why}. {ADOPT}")
+
+
+ADOPT = "If it is to be from now on, run: cncmon db adopt"
 
 
 class RefusedError(CncmonError):

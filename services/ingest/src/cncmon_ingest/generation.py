@@ -1,47 +1,43 @@
-"""Which life of the database this is, and whether it has gone back (rule D3).
+"""The leader's part of rule D3: it begins a new generation where the database regressed, and writes the mirror.
 
-A database goes back when a replica takes over that lacks the last commits, or a backup is restored. What was
-acknowledged since then is missing from it, and nobody would send it again by himself. KV `edge_watermark` mirrors under
-the key `database` what the database was last; a database that is behind that, or is another one, may not acknowledge
-anything until the leader has begun a new generation: from then on the stream is read again (`reread`), and agents take
-watermarks that are lower.
+A database regresses when a replica takes over that lacks the last commits, or a backup is restored. What was
+acknowledged since then is missing from it, and nobody would send it again by himself. So nothing is acknowledged until
+the leader has begun a new generation: from then on the stream is read again (`reread`), and agents take watermarks that
+are lower.
 """
 
-import contextlib
-import time
-from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 import msgspec
-import nats.errors
-import nats.js.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.errors import BadRequestError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.errors import KeyNotFoundError, NoKeysError
 from nats.js.kv import KeyValue
 
-from cncmon_core import logs, names
-from cncmon_core.watermark import decode_watermark
+from cncmon_core import logs
+from cncmon_core.events import SEQ_MAX
+from cncmon_core.identity import EPOCH_MAX
+from cncmon_core.watermark import Watermark, decode_watermark
 from cncmon_ingest import metrics
-from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, translate
+from cncmon_ingest.adoption import adoption, leads, refuse
+from cncmon_ingest.database_identity import (
+    GENERATIONS_AHEAD_MAX,
+    DatabaseIdentity,
+    absurd,
+    behind,
+    check_complete,
+    foreign,
+    identity_of,
+    raise_counter,
+)
+from cncmon_ingest.errors import ForeignError, OutageError
+from cncmon_ingest.identity_mirror import Mirror, read_mirror, write_mirror
+from cncmon_ingest.stream_position import StreamPosition, stream_state
 
 log = logs.get(__name__)
 
-LOOK_S: Final = 5.0
-"""The mirror is read again so often: what tells of a change may be lost."""
-
-# A promoted replica has another timeline, a restored cluster another system identifier or timeline, a restored dump
-# another database. A restored disk has none of these, but a log that is shorter than it was; a dump restored in place
-# has a floor that is lower.
-_LIFE = """
-SELECT d.generation,
-       concat_ws('/', control.system_identifier, left(pg_walfile_name(pg_current_wal_flush_lsn()), 8), here.oid)
-           AS server,
-       d.stream_created, d.committed_floor, (pg_current_wal_flush_lsn() - '0/0')::bigint AS lsn
-FROM delivery d, pg_control_system() control, pg_database here WHERE here.datname = current_database()
-"""
+WRITES_MAX: Final = 3
+"""Tries to write the mirror; in between somebody else would have had to write an older one each time."""
 
 # What the edges were told that the database had, by epoch: where no heartbeat lists such an epoch any more, nobody else
 # knows that it ever was. `abandoned` looks after it from here on.
@@ -56,191 +52,119 @@ ON CONFLICT (epoch) DO UPDATE SET
     last_seq = greatest(edge_epochs.last_seq, excluded.last_seq)
 """
 
+_BEGIN = """
+WITH before AS (
+    SELECT CASE WHEN stream_created = $2 AND committed_floor <= $4 AND NOT $3 THEN committed_floor ELSE 0 END AS floor
+    FROM delivery
+)
+UPDATE delivery SET generation = $1, counter = counter + 1, stream_created = $2, committed_floor = before.floor,
+    reread_from = before.floor + 1, reread_to = $4, reread_begun = now(), reread_ended = NULL, reread_asked = false
+FROM before WHERE (generation, counter) = ($5, $6)
+RETURNING true
+"""
 
-class Life(msgspec.Struct, frozen=True):
-    """One moment of the database's life, as KV mirrors it.
 
-    server: system identifier, timeline and database. stream_created: RFC 3339, empty where it has seen no stream yet;
-    floor: up to which sequence of that stream it has everything. lsn: bytes of its write-ahead log that are on disk.
-    """
+class _Reported(NamedTuple):
+    """What the watermark documents say: epoch, site, edge and seq of each epoch, and the highest generation."""
 
+    epochs: list[tuple[int, str, str, int]]
     generation: int
-    server: str
-    stream_created: str
-    floor: int
-    lsn: int
-
-
-_decode = msgspec.json.Decoder(Life).decode
-
-
-async def life_of(connection: asyncpg.Connection) -> Life:
-    """Return the life of the database that this is a connection to.
-
-    Raises:
-        asyncpg.PostgresError
-    """
-    row = await connection.fetchrow(_LIFE)
-    if row is None:
-        raise AssertionError("the table delivery always has its row")
-    created = row["stream_created"].astimezone(UTC).isoformat() if row["stream_created"] else ""
-    return Life(row["generation"], row["server"], created, row["committed_floor"], row["lsn"])
-
-
-def behind(database: Life, mirror: Life | None) -> str | None:
-    """Return why the database is not what the mirror says it was, or None: it is, or nothing is known of that.
-
-    The mirror is to be read before the database is: it must not know of what came after.
-    """
-    if mirror is None:
-        return None
-    if database.server != mirror.server:
-        return f"it is another server, timeline or database ({database.server}, it was {mirror.server})"
-    if database.generation < mirror.generation:
-        return f"it is generation {database.generation}, and {mirror.generation} has begun"
-    if database.lsn < mirror.lsn:
-        return f"its log is {mirror.lsn - database.lsn} bytes shorter than it was"
-    # Not compared over generations: a new one begins again at a lower floor.
-    comparable = database.stream_created == mirror.stream_created and database.generation == mirror.generation
-    if comparable and database.floor < mirror.floor:
-        return f"it has the stream up to {database.floor}, and had it up to {mirror.floor}"
-    return None
-
-
-async def _read(bucket: KeyValue) -> tuple[int, Life | None]:
-    """Return the mirror's revision and what it says; 0 and None where there is none."""
-    try:
-        entry = await bucket.get(names.KV_DATABASE_KEY)
-    except KeyNotFoundError as error:
-        return (error.entry.revision or 0) if error.entry else 0, None
-    with contextlib.suppress(msgspec.MsgspecError):
-        return entry.revision or 0, _decode(entry.value or b"")
-    log.warning("the mirror of the database can't be read and is written anew", value=str(entry.value)[:80])
-    return entry.revision or 0, None
-
-
-class Watch:
-    """What a worker knows of the mirror: pushed to it, and read again every LOOK_S."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._bucket: KeyValue | None = None
-        self._looked_s = 0.0
-        self.mirror: Life | None = None
-
-    async def open(self) -> None:
-        """Begin to listen."""
-        subject = f"cncmon.kv.{names.KV_WATERMARK}.{names.KV_DATABASE_KEY}"
-        await self._client.subscribe(subject, cb=self._on_change)
-        self._bucket = await self._client.jetstream().key_value(names.KV_WATERMARK)
-        await self.look()
-
-    async def _on_change(self, message: Msg) -> None:
-        with contextlib.suppress(msgspec.MsgspecError):
-            self.mirror = _decode(message.data)
-
-    async def look(self) -> None:
-        """Read the mirror now."""
-        if self._bucket is None:
-            raise AssertionError("it was opened")
-        self._looked_s = time.monotonic()
-        _, self.mirror = await _read(self._bucket)
-
-    async def admit(self, connection: asyncpg.Connection) -> Life:
-        """Return the life of the database at a new connection.
-
-        Raises:
-            NotConnectedError: it went back; the leader has to begin a new generation first.
-            OutageError: it can't be asked.
-        """
-        await self._look_if_due(0.0)
-        mirror = self.mirror
-        try:
-            life = await life_of(connection)
-        except DATABASE_ERRORS as error:
-            raise translate(error) from error
-        if (why := behind(life, mirror)) or (mirror and life.generation != mirror.generation):
-            raise NotConnectedError(f"the database went back: {why or 'its new generation is not announced yet'}")
-        return life
-
-    async def may_acknowledge(self, life: Life) -> None:
-        """Say nothing while what was committed in this life still counts.
-
-        Raises:
-            NotConnectedError: another life has begun: it may lack what was committed here.
-        """
-        await self._look_if_due(LOOK_S)
-        mirror = self.mirror
-        if mirror and (mirror.generation, mirror.server) != (life.generation, life.server):
-            raise NotConnectedError(
-                f"generation {mirror.generation} of the database has begun, this connection is to {life.generation}"
-            )
-
-    async def _look_if_due(self, every_s: float) -> None:
-        if time.monotonic() - self._looked_s < every_s:
-            return
-        try:
-            await self.look()
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-            raise OutageError(
-                f"NATS does not say which generation counts: {str(error) or type(error).__name__}"
-            ) from error
 
 
 class Generation:
-    """The leader's part: it begins generations, and alone writes the mirror, by compare-and-set."""
+    """Begins generations, and alone writes the mirror, by compare-and-set. adopts: see `IngestSettings`."""
 
-    def __init__(self, connection: asyncpg.Connection, js: JetStreamContext, bucket: KeyValue) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection, js: JetStreamContext, bucket: KeyValue, *, adopts: bool = False
+    ) -> None:
         self._connection = connection
         self._js = js
         self._bucket = bucket
-        self._revision = 0
-        self._told: Life | None = None
-        self._ours: Life | None = None
+        self._adopts = adopts
+        self._mirror = Mirror()
+        self._ours: DatabaseIdentity | None = None
 
     async def settle(self) -> None:
-        """Begin a new generation if the database went back; must be done before anything else a leader does."""
-        self._revision, mirror = await _read(self._bucket)
-        self._told = mirror
-        life = await life_of(self._connection)
-        if why := behind(life, mirror):
-            log.warning("the database went back: the stream is read again", reason=why)
-            await self._begin(max(life.generation, mirror.generation if mirror else 0) + 1, from_start=False)
-        await self.mirror()
+        """Begin a new generation if the database regressed; must be done before anything else a leader does.
+
+        Raises:
+            ForeignError: the stream's samples went into another database, and nobody has adopted this one.
+            OutageError
+        """
+        mirror = await read_mirror(self._bucket)
+        self._mirror, self._ours = mirror, None
+        ours = await identity_of(self._connection)
+        problem = mirror.problem
+        if mirror.identity and problem is None:
+            problem = absurd(ours, mirror.identity, *await stream_state(self._js))
+        known = None if problem else mirror.identity
+        why = behind(ours, known)
+        if refusal := await self._refusal(ours, mirror.identity if problem is None else None, bool(why or problem)):
+            await self._refuse(refusal)
+        if problem:
+            metrics.MIRROR_ABSURD.inc()
+            log.error("the mirror of the database is absurd: all of the stream is read again", problem=problem)
+            await self._begin(ours, ours.generation, from_start=True)
+        elif known and why:
+            log.warning("the database regressed: the stream is read again", reason=why)
+            await self._begin(ours, known.generation, from_start=False)
+        await leads(self._connection)
+        await self.check()
+
+    async def _refusal(self, ours: DatabaseIdentity, mirror: DatabaseIdentity | None, unlike: bool) -> str | None:
+        """Return why this database may not lead; None: it may. unlike: it is not what the mirror says it was.
+
+        One that was refused, or that another one took over from, goes on only as what the mirror says, or adopted: with
+        two databases that are alive each would take the other's generation for a backup restored.
+        """
+        refused, adopted = await adoption(self._connection)
+        if self._adopts or adopted == ours.server:
+            return None
+        if mirror and (why := await foreign(self._connection, ours, mirror)):
+            return why
+        return refused if unlike or mirror is None else None
+
+    async def _refuse(self, why: str) -> None:
+        await refuse(self._connection, why)
+        raise ForeignError(why)
 
     async def begin_if_asked(self) -> bool:
-        """Begin a new generation, with all of the stream read again, if somebody asked for that."""
+        """Begin a new generation, with all of the stream read again, if somebody requested that."""
         if not await self._connection.fetchval("SELECT reread_asked FROM delivery"):
             return False
-        log.info("the stream is read again from its beginning, as asked")
-        await self._begin((await life_of(self._connection)).generation + 1, from_start=True)
-        await self.mirror()
+        log.info("the stream is read again from its beginning, as requested")
+        await self.check()
+        ours = self._leading()
+        await self._begin(ours, ours.generation, from_start=True)
+        await self.check()
         return True
 
-    async def _begin(self, generation: int, *, from_start: bool) -> None:
-        stream = await self._js.stream_info(names.STREAM)
-        told = await self._told_to_edges()
+    async def _begin(self, ours: DatabaseIdentity, generation: int, *, from_start: bool) -> None:
+        """Begin the generation after the highest of: the database's, `generation`, and what edges were told."""
+        await check_complete(self._connection)
+        stream_created, last_seq = await stream_state(self._js)
+        reported = await self._reported_to_edges(ours.generation + GENERATIONS_AHEAD_MAX)
+        new = max(ours.generation, generation, reported.generation) + 1
+        self._ours = None
         async with self._connection.transaction():
-            await self._connection.execute(
-                """
-                UPDATE delivery SET generation = $1, stream_created = $2,
-                    committed_floor = CASE WHEN stream_created = $2 AND NOT $3 THEN committed_floor ELSE 0 END,
-                    reread_from = CASE WHEN stream_created = $2 AND NOT $3 THEN committed_floor ELSE 0 END + 1,
-                    reread_to = $4, reread_begun = now(), reread_ended = NULL, reread_asked = false
-                """,
-                *(generation, stream.created, from_start, stream.state.last_seq),
+            begun = await self._connection.fetchval(
+                _BEGIN, new, stream_created, from_start, last_seq, ours.generation, ours.counter
             )
-            if told:
-                await self._connection.execute(_CLAIM, *(list(column) for column in zip(*told, strict=True)))
+            if not begun:
+                raise OutageError("the database was exchanged while a generation began")
+            if reported.epochs:
+                columns = (list(column) for column in zip(*reported.epochs, strict=True))
+                await self._connection.execute(_CLAIM, *columns)
         metrics.GENERATIONS.inc()
 
-    async def _told_to_edges(self) -> list[tuple[int, str, str, int]]:
-        """Return what the edges were told that the database had: epoch, site, edge, seq."""
+    async def _reported_to_edges(self, generation_max: int) -> _Reported:
+        """Return what the edges were told that the database had; what it can't have had is skipped."""
         try:
             keys = await self._bucket.keys()
         except NoKeysError:
-            return []
-        told: dict[int, tuple[int, str, str, int]] = {}
+            return _Reported([], 0)
+        reported: dict[int, tuple[int, str, str, int]] = {}
+        highest = 0
         for key in keys:
             site, dot, edge = key.partition(".")
             if not dot:
@@ -249,39 +173,90 @@ class Generation:
                 document = decode_watermark((await self._bucket.get(key)).value or b"")
             except (KeyNotFoundError, msgspec.MsgspecError):
                 continue
+            if not _is_sane(document, generation_max):
+                metrics.DOCUMENTS_ABSURD.inc()
+                log.error("a watermark document is absurd and does not count", key=key)
+                continue
+            highest = max(highest, document.generation)
             for epoch, seq in document.epochs.items():
-                if epoch not in told or told[epoch][3] < seq:
-                    told[epoch] = (epoch, site, edge, seq)
-        return list(told.values())
+                if epoch not in reported or reported[epoch][3] < seq:
+                    reported[epoch] = (epoch, site, edge, seq)
+        return _Reported(list(reported.values()), highest)
 
-    async def mirror(self) -> None:
-        """Let KV say what the database is now.
+    async def check(self) -> None:
+        """Make sure that this database is where it was and that the mirror is its own; bring the mirror up to date.
 
         Raises:
-            OutageError: another leader has begun another life: this connection is to the past.
+            OutageError: it regressed, or is another one.
         """
-        life = await life_of(self._connection)
-        if self._ours is not None and life.server != self._ours.server:
-            raise OutageError("the connection leads to another server than it did")
-        self._ours = life
-        if life == self._told:
-            return
-        try:
-            self._revision = await self._bucket.update(
-                names.KV_DATABASE_KEY, msgspec.json.encode(life), last=self._revision
-            )
-            self._told = life
-        except (KeyWrongLastSequenceError, BadRequestError):
-            self._revision, self._told = await _read(self._bucket)
-            if why := behind(life, self._told):
-                raise OutageError(f"the database went back: {why}") from None
-            await self.mirror()
+        ours = await identity_of(self._connection)
+        known = self._ours
+        if known is not None:
+            if ours.server != known.server:
+                raise OutageError("the connection leads to another server than it did")
+            if ours.moment != known.moment:
+                raise OutageError(f"the database regressed: it is {ours.moment}, and was {known.moment}")
+        self._ours = ours
+        await self._write(ours)
 
-    async def write_floor(self, stream_created: datetime, floor: int) -> None:
-        """Let the database say how far it has the stream; the mirror follows."""
-        await self._connection.execute(
-            "UPDATE delivery SET stream_created = $1, committed_floor = $2 "
-            "WHERE (stream_created, committed_floor) IS DISTINCT FROM ($1, $2)",
-            *(stream_created, floor),
-        )
-        await self.mirror()
+    async def record(self, place: StreamPosition) -> None:
+        """Raise the counter and note the floor, then mirror both: to be done before edges are told of a change.
+
+        Raises:
+            OutageError: the database regressed, or is another one.
+        """
+        known = self._leading()
+        ours = await raise_counter(self._connection, known.moment, *place)
+        if ours is None:
+            raise OutageError(f"the database regressed: it is not where it was, {known.moment}")
+        if ours.server != known.server:
+            raise OutageError("the connection leads to another server than it did")
+        self._ours = ours
+        await self._write(ours)
+
+    def _leading(self) -> DatabaseIdentity:
+        if self._ours is None:
+            raise AssertionError("it was settled")
+        return self._ours
+
+    async def _write(self, ours: DatabaseIdentity) -> None:
+        for _ in range(WRITES_MAX):
+            if ours == self._mirror.identity:
+                found = await read_mirror(self._bucket)
+                if found.revision == self._mirror.revision:
+                    return
+            else:
+                written = await write_mirror(self._bucket, self._mirror.revision, ours)
+                if written is not None:
+                    self._mirror = written
+                    return
+                found = await read_mirror(self._bucket)
+            await self._on_other_mirror(ours, found)
+            self._mirror = found
+        raise OutageError(f"the mirror of the database was written by others {WRITES_MAX} times in a row")
+
+    async def _on_other_mirror(self, ours: DatabaseIdentity, found: Mirror) -> None:
+        """Judge a mirror that this leader did not write; return where it is an older one and to be replaced.
+
+        Raises:
+            OutageError: it is malformed or absurd: to be settled.
+            ForeignError: the leader of another database wrote it, while this one is where it was.
+        """
+        problem = found.problem
+        if found.identity and problem is None:
+            problem = absurd(ours, found.identity, *await stream_state(self._js))
+        if problem:
+            raise OutageError(f"the mirror of the database is absurd: {problem}")
+        if found.identity is None:
+            return
+        why = await foreign(self._connection, ours, found.identity) or behind(ours, found.identity)
+        if why and not self._adopts:
+            await self._refuse(f"another database leads: {why}")
+        if why:
+            raise OutageError(f"another database leads: {why}")
+
+
+def _is_sane(document: Watermark, generation_max: int) -> bool:
+    if not 0 <= document.generation <= generation_max:
+        return False
+    return all(1 <= epoch <= EPOCH_MAX and 0 <= seq <= SEQ_MAX for epoch, seq in document.epochs.items())

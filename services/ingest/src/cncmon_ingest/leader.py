@@ -22,11 +22,11 @@ from cncmon_ingest.abandoned import Abandoned, enter_freed
 from cncmon_ingest.advance import advance
 from cncmon_ingest.connection import connect
 from cncmon_ingest.edges import Edges
-from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, ForeignError, OutageError, translate
 from cncmon_ingest.generation import Generation
 from cncmon_ingest.reread import Rereading
 from cncmon_ingest.settings import IngestSettings
-from cncmon_ingest.stream_position import committed_position, stream_created
+from cncmon_ingest.stream_position import StreamPosition, committed_position, stream_state
 from cncmon_ingest.sweep import sweep
 from cncmon_ingest.watermark_documents import WatermarkDocuments
 
@@ -35,8 +35,8 @@ log = logs.get(__name__)
 LOCK_KEY = 0x636E636D02
 """Advisory lock of the leader: "cncm" and 2."""
 
-MIRROR_MS = 1000
-"""Between two looks at whether KV still says what the database is."""
+CHECK_MS = 1000
+"""Between two comparisons of database and mirror while nothing changes."""
 
 IDLE_MS_MAX = 30_000
 """The database ends a leader's session that has said nothing for so long."""
@@ -69,6 +69,7 @@ class Leader:
 
     async def session(self, client: Client) -> None:
         """Lead whenever the lock can be had; wait and try again where the database can't be used."""
+        refused = ""
         while True:
             try:
                 connection = await connect(self._settings.database_dsn)
@@ -79,7 +80,13 @@ class Leader:
                 await self._with(connection, client)
             except* (*DATABASE_ERRORS, OutageError) as errors:
                 first = errors.exceptions[0]
-                log.info("leadership ended", reason=str(first if isinstance(first, OutageError) else translate(first)))
+                reason = str(first if isinstance(first, OutageError) else translate(first))
+                metrics.DATABASE_REFUSED.set(isinstance(first, ForeignError))
+                if not isinstance(first, ForeignError):
+                    log.info("leadership ended", reason=reason)
+                elif reason != refused:
+                    refused = reason
+                    log.error("this database does not lead", reason=reason)
             finally:
                 metrics.LEADER.set(0)
                 metrics.EDGE_CLONES.clear()
@@ -87,7 +94,8 @@ class Leader:
             await asyncio.sleep(1)
 
     async def _with(self, connection: asyncpg.Connection, client: Client) -> None:
-        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):  # noqa: ASYNC110 its end is an event of the server's
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+            metrics.DATABASE_REFUSED.set(0)
             await asyncio.sleep(1)
         # A leader that is frozen, or whose node is gone, must not keep the others from leading.
         await connection.execute(f"SET idle_session_timeout = {IDLE_MS_MAX}")
@@ -109,9 +117,10 @@ async def leading(settings: IngestSettings, connection: asyncpg.Connection, clie
     js = client.jetstream(timeout=10)
     edges = Edges()
     bucket = await js.key_value(names.KV_WATERMARK)
-    generation = Generation(connection, js, bucket)
+    generation = Generation(connection, js, bucket, adopts=settings.adopt_database)
     # Before anything is told or purged: the database may not be what it was.
     await generation.settle()
+    metrics.DATABASE_REFUSED.set(0)
     async with asyncio.TaskGroup() as group:
         listening = group.create_task(edges.listen(js))
         rereading = Rereading(settings, connection, client, group)
@@ -142,13 +151,14 @@ class Rounds:
         self._generation = generation
         self._rereading = rereading
         self._sweeps, self._writes = _Interval(settings.sweep_interval_ms), _Interval(settings.edges_interval_ms)
-        self._mirrors = _Interval(MIRROR_MS)
+        self._checks = _Interval(CHECK_MS)
+        self._recorded: StreamPosition | None = None
         self._abandoned = Abandoned(settings.abandon_grace_s)
 
     async def begin(self) -> None:
         """Look up what does not change while this leader leads."""
         self._documents = WatermarkDocuments(self._connection, await self._js.key_value(names.KV_WATERMARK))
-        self._stream_created = await stream_created(self._js)
+        self._stream_created, _ = await stream_state(self._js)
 
     async def next(self, now_s: float) -> None:
         """Do what is due at a moment of the monotonic clock.
@@ -162,10 +172,15 @@ class Rounds:
         changed = await advance(connection)
         if self._writes.due(now_s):
             await self._edges.write(connection, now_s)
-        if self._mirrors.due(now_s):
-            await self._generation.mirror()
+        if changed or place != self._recorded:
+            # Before edges are told: they free what is in the database, so an older copy of it must be noticed.
+            await self._generation.record(place)
+            self._recorded = place
+        elif self._checks.due(now_s):
+            await self._generation.check()
         if self._sweeps.due(now_s):
-            await self._generation.write_floor(*place)
+            # Before anything is purged: another database may lead by now.
+            await self._generation.check()
             if await self._generation.begin_if_asked():
                 await rereading.begin()
                 return

@@ -14,6 +14,12 @@ GAP_BATCHES = Counter(
 )
 HEARTBEATS_BAD = Counter("cncmon_ingest_heartbeats_bad", "Heartbeats that could not be used.")
 GENERATIONS = Counter("cncmon_ingest_generations", "Times that the database went back and a new generation began.")
+DATABASE_REFUSED = Gauge(
+    "cncmon_ingest_database_refused", "1 while this database may not lead: the stream's samples went into another one."
+)
+MIRROR_ABSURD = Counter("cncmon_ingest_mirror_absurd", "Mirrors of the database that no database can have written.")
+DOCUMENTS_ABSURD = Counter("cncmon_ingest_documents_absurd", "Watermark documents whose numbers can't be true.")
+FLOORS_ABSURD = Counter("cncmon_ingest_floors_absurd", "Times that a consumer was found ahead of its stream.")
 REREAD_PENDING = Gauge("cncmon_ingest_reread_pending_messages", "Messages of the stream that are to be read again.")
 SUSPECTS = Counter(
     "cncmon_ingest_suspects", "Messages tried in the isolated process, by what became of them.", ["outcome"]

@@ -81,5 +81,12 @@ class IngestSettings(Struct, frozen=True):
     abandon_grace_s: Annotated[
         float, Meta(ge=0, description="An epoch is abandoned when its edge's heartbeats have lacked it for so long.")
     ] = 900.0
+    adopt_database: Annotated[
+        bool,
+        Meta(
+            description="Lead from any database that the URL leads to, without `cncmon db adopt`: only where no other "
+            "can have the same NATS, as in `cncmon up`."
+        ),
+    ] = False
     bootstrap_timeout_ms: Annotated[int, Meta(ge=0, description="How long bootstrap waits for both servers.")] = 60_000
     hold_retry_ms_max: Annotated[int, Meta(ge=100, description="Longest wait between tries during an outage.")] = 5000

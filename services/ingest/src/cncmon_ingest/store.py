@@ -17,8 +17,9 @@ import asyncpg
 from cncmon_core import names
 from cncmon_ingest import dead_letters, dirty, forks, ledger, machines, rows
 from cncmon_ingest.connection import TRANSACTION_S_MAX
+from cncmon_ingest.database_identity import NOTHING_KNOWN, Moment, check_moment, moment_of
 from cncmon_ingest.decode import Decoded
-from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, RetryError, speaks_of_data, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, RetryError, speaks_of_data, translate
 from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
 
@@ -38,9 +39,14 @@ class Outcome(NamedTuple):
 class Store:
     """Writes decoded messages through one connection. Not for use by two tasks at once."""
 
-    def __init__(self, connection: asyncpg.Connection, stream_created: datetime) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection, stream_created: datetime, known: Callable[[], Moment] | None = None
+    ) -> None:
+        """known: returns how far the database is at least; a transaction that finds it less far is not committed."""
         self._connection = connection
         self._stream_created = stream_created
+        self._known = known or (lambda: NOTHING_KNOWN)
+        self._seen = NOTHING_KNOWN
         self._machines: dict[str, names.Origin] = {}
         self._partitions = Partitions()
 
@@ -90,6 +96,8 @@ class Store:
 
     async def _commit(self, messages: Sequence[Decoded], *, exclusive: bool = False) -> Outcome:
         connection = self._connection
+        # Before the transaction asks: what others mirror while it runs may be newer than its answer.
+        known = max(self._seen, self._known())
 
         async def work() -> tuple[Outcome, list[Decoded], dict[str, names.Origin]]:
             entered = await ledger.enter(connection, [m for m in messages if m.identity], exclusive=exclusive)
@@ -101,7 +109,9 @@ class Store:
             await dead_letters.insert(connection, [*new, *entered.conflicts], self._stream_created)
             await forks.note(connection, forks.in_conflicts(entered.conflicts))
             moved = await machines.note(connection, new, self._machines)
-            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            moment, now = await moment_of(connection)
+            check_moment(moment, known)
+            self._seen = moment
             return Outcome(new, [], now, entered.conflicts), entered.renamed, moved
 
         await self._ensure_partitions(messages)
@@ -174,7 +184,7 @@ class Store:
                 try:
                     result = await work()
                     await connection.execute(end)
-                except asyncpg.PostgresError:
+                except (asyncpg.PostgresError, NotConnectedError):
                     await connection.execute("ROLLBACK")
                     raise
         except DATABASE_ERRORS as error:

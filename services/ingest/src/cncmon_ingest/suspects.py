@@ -22,9 +22,10 @@ from cncmon_ingest.alone import Answer, Member, Task
 from cncmon_ingest.bootstrap import ACK_PENDING_PER_WORKER
 from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
+from cncmon_ingest.database_identity import DatabaseIdentity
 from cncmon_ingest.decode import Incoming, buried, headers_of
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, translate
-from cncmon_ingest.generation import Life, Watch
+from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.isolated import Isolated
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
@@ -92,7 +93,7 @@ class _Group(msgspec.Struct):
 class Suspects:
     """Takes suspects, and settles them group by group beside the worker's other messages (`run`)."""
 
-    def __init__(self, settings: IngestSettings, stream_created: datetime, watch: Watch) -> None:
+    def __init__(self, settings: IngestSettings, stream_created: datetime, watch: IdentityWatch) -> None:
         self._settings = settings
         self._stream_created = stream_created
         self._watch = watch
@@ -103,7 +104,7 @@ class Suspects:
         self._added = asyncio.Event()
         self._isolated = Isolated()
         self._connection: asyncpg.Connection | None = None
-        self._life: Life | None = None
+        self._life: DatabaseIdentity | None = None
 
     @property
     def waiting(self) -> list[Msg]:
@@ -193,7 +194,7 @@ class Suspects:
                 answer = await self._try(group, connection, life)
                 if answer is None:
                     return _halves(group)
-                await self._watch.may_acknowledge(life)
+                await self._watch.confirm(connection, life)
             except OutageError as error:
                 self._disconnect()
                 log.warning("holding suspects", messages=len(group.messages), error=str(error))
@@ -209,7 +210,7 @@ class Suspects:
                     await (message.term() if index in dead else message.ack())
                 return []
 
-    async def _connected(self) -> tuple[asyncpg.Connection, Life]:
+    async def _connected(self) -> tuple[asyncpg.Connection, DatabaseIdentity]:
         if self._connection is None or self._connection.is_closed() or self._life is None:
             self._disconnect()
             self._connection = await connect(self._settings.database_dsn)
@@ -238,7 +239,7 @@ class Suspects:
         group.bytes = sum(len(message.data) for message in group.messages)
         return [_Group([message], len(message.data), entered=True) for message in apart]
 
-    async def _try(self, group: _Group, connection: asyncpg.Connection, life: Life) -> Answer | None:
+    async def _try(self, group: _Group, connection: asyncpg.Connection, life: DatabaseIdentity) -> Answer | None:
         """Return which messages of a group are dead letters, now that all are committed; None: it is to be halved.
 
         Raises:
@@ -252,7 +253,9 @@ class Suspects:
             raise translate(error) from error
         return answer
 
-    async def _try_together(self, group: _Group, _connection: asyncpg.Connection, life: Life) -> Answer | None:
+    async def _try_together(
+        self, group: _Group, _connection: asyncpg.Connection, life: DatabaseIdentity
+    ) -> Answer | None:
         log.warning("suspects are tried in the isolated process", messages=len(group.messages), bytes=group.bytes)
         answer, why = await self._ask(group, life, GROUP_TIME_SHARE)
         if answer is None:
@@ -264,7 +267,7 @@ class Suspects:
             metrics.SUSPECTS.labels("innocent").inc(len(group.messages))
         return answer
 
-    async def _try_alone(self, group: _Group, connection: asyncpg.Connection, life: Life) -> Answer:
+    async def _try_alone(self, group: _Group, connection: asyncpg.Connection, life: DatabaseIdentity) -> Answer:
         (message,) = group.messages
         place = self._stream_created, message.metadata.sequence.stream
         # One that met an outage, and is still in the count since that could not be taken back, is not counted again.
@@ -287,7 +290,7 @@ class Suspects:
         metrics.SUSPECTS.labels("innocent").inc()
         return answer
 
-    async def _ask(self, group: _Group, life: Life, time_share: float) -> tuple[Answer | None, str]:
+    async def _ask(self, group: _Group, life: DatabaseIdentity, time_share: float) -> tuple[Answer | None, str]:
         limit_s = self._settings.suspect_ms_max / 1000 * time_share
         members = [
             Member(one.subject, dict(one.headers), one.data, one.stream_seq, one.stored_at)

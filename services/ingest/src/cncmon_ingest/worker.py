@@ -12,11 +12,12 @@ from cncmon_core import logs, names
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import PORTION_BYTES_MAX, commit
 from cncmon_ingest.connection import connect
+from cncmon_ingest.database_identity import DatabaseIdentity
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Limits, decode
 from cncmon_ingest.errors import OutageError
 from cncmon_ingest.feed import Feed
-from cncmon_ingest.generation import Life, Watch
 from cncmon_ingest.hold import Hold
+from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 from cncmon_ingest.suspects import Suspects, incoming_of
@@ -42,8 +43,8 @@ class Worker:
         self._settings = settings
         self._stop = stop
         self._durable = durable
-        self._watch: Watch | None = None
-        self._life: Life | None = None
+        self._watch: IdentityWatch | None = None
+        self._identity: DatabaseIdentity | None = None
         self._suspects: Suspects | None = None
         self._store: Store | None = None
         self._stream_created = datetime.min.replace(tzinfo=UTC)
@@ -69,7 +70,7 @@ class Worker:
         if created != self._stream_created:
             self._stream_created = created
             await self._drop_store()
-        self._watch = Watch(client)
+        self._watch = IdentityWatch(client, adopts=self._settings.adopt_database)
         await self._watch.open()
         self._suspects = Suspects(self._settings, created, self._watch)
         feed = Feed(client, self._settings, self._durable)
@@ -110,8 +111,8 @@ class Worker:
             return
         try:
             connection = await connect(self._settings.database_dsn)
-            self._store = Store(connection, self._stream_created)
-            self._life = await self._watch.admit(connection) if self._watch else None
+            self._store = Store(connection, self._stream_created, self._watch.known if self._watch else None)
+            self._identity = await self._watch.admit(connection) if self._watch else None
             self._offset = await self._store.clock_offset()
         except OutageError as error:
             await self._drop_store()
@@ -203,7 +204,7 @@ class Worker:
 
         async def step() -> None:
             await self._commit(decoded)
-            await self._check_life()
+            await self._check_identity()
 
         if not await hold.until(step, self._in_hand):
             return False
@@ -212,12 +213,12 @@ class Worker:
             await (message.term() if item.whole_dead else message.ack())
         return True
 
-    async def _check_life(self) -> None:
-        """Raise OutageError where the database went back meanwhile: it may lack what was committed just now."""
-        if self._watch is None or self._life is None:
+    async def _check_identity(self) -> None:
+        """Raise OutageError where the database regressed meanwhile: it may lack what was committed just now."""
+        if self._watch is None or self._identity is None:
             return
         try:
-            await self._watch.may_acknowledge(self._life)
+            await self._watch.may_acknowledge(self._identity)
         except OutageError as error:
             self._problem = f"database: {error}"
             await self._drop_store()

@@ -27,7 +27,7 @@ db = typer.Typer(no_args_is_help=True, help="The database: what it takes, whethe
 machines = typer.Typer(no_args_is_help=True, help="Take away what edges have.")
 app.add_typer(machines, name="delete", short_help="Take machines from their edges.")
 app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay, drop.")
-app.add_typer(db, name="db", short_help="The database: size, check, upgrade, recompute.")
+app.add_typer(db, name="db", short_help="The database: size, check, adopt, upgrade, recompute.")
 
 
 def _seconds(text: str) -> float:
@@ -412,6 +412,18 @@ def db_check(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
     from cncmon_standalone import database_care as command
 
     raise typer.Exit(_run(command.check(data, dsn=dsn, as_json=as_json)))
+
+
+@db.command("adopt", short_help="Let this database lead from now on.")
+def db_adopt(data: Data = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Let this database lead although the stream's samples went into another one.
+
+    Needed once after a backup was restored into another cluster, after pg_upgrade, and to go back to an older timeline.
+    `cncmon up` does it by itself. Make sure first that ingest stores into no other database any more.
+    """
+    from cncmon_standalone import adopting as command
+
+    _run(command.run(data, dsn=dsn, as_json=as_json))
 
 
 @db.command("recompute", short_help="Compute rollups and states again.")

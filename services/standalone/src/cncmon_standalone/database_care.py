@@ -15,7 +15,7 @@ from cncmon_core import logs
 from cncmon_ingest import compression, dirty, maintenance, migrate, rollups, sizes
 from cncmon_ingest.errors import MigrationError, OutageError
 from cncmon_ingest.settings import IngestSettings
-from cncmon_standalone import console
+from cncmon_standalone import adopting, console
 from cncmon_standalone.database import connected
 from cncmon_standalone.errors import StandaloneError
 
@@ -86,6 +86,7 @@ async def findings(connection: asyncpg.Connection) -> list[Finding]:
         _server(connection),
         await _tables(connection),
         await _rights(connection),
+        await _leads(connection),
         await _durability(connection),
         await _connections(connection),
         await _extension(connection),
@@ -124,6 +125,15 @@ async def _rights(connection: asyncpg.Connection) -> Finding:
         return Finding("rights", f"{user} may not write {', '.join(missing)}",
                        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(missing)} TO {user}")  # fmt: skip
     return Finding("rights", f"{user} may read and write")
+
+
+async def _leads(connection: asyncpg.Connection) -> Finding:
+    refused, adopted = await adopting.state(connection)
+    if adopted:
+        return Finding("identity", "adopted: it leads once ingest runs on it")
+    if refused:
+        return Finding("identity", f"it is not the stream's database: {refused}", adopting.TODO)
+    return Finding("identity", "no other database is known to have the stream's samples")
 
 
 async def _durability(connection: asyncpg.Connection) -> Finding:

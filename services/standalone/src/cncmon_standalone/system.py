@@ -190,7 +190,9 @@ class _Build:
         return ["ingest"] if self._plan.workers == 1 else [f"ingest-{n}" for n in range(1, self._plan.workers + 1)]
 
     def _ingest_environ(self) -> dict[str, str]:
-        return {"CNCMON_INGEST_DATABASE_DSN": self._plan.cluster.dsn, **self._plan.ingest_settings}
+        # This NATS serves this PostgreSQL alone: one that was restored or updated has the next samples all the same.
+        own = {"CNCMON_INGEST_DATABASE_DSN": self._plan.cluster.dsn, "CNCMON_INGEST_ADOPT_DATABASE": "true"}
+        return {**own, **self._plan.ingest_settings}
 
     def agent(self, edge: Edge) -> Part:
         plan = self._plan

@@ -11,7 +11,7 @@ from nats.js.api import StreamInfo
 
 from cncmon_core import names
 from cncmon_ingest import compression, migrate, rollups
-from cncmon_standalone import backlog
+from cncmon_standalone import adopting, backlog
 from cncmon_standalone.doctor.check import Group
 from cncmon_standalone.embedded.database import ERRORS as DATABASE_ERRORS
 from cncmon_standalone.state import ProcessState, RunState
@@ -129,6 +129,11 @@ async def _schema(group: Group, connection: asyncpg.Connection) -> None:
         )
         return
     group.ok("the tables are up to date", f"migration {found.number}")
+    refused, adopted = await adopting.state(connection)
+    if refused and not adopted:
+        group.fail("it is the stream's database", refused, adopting.TODO)
+    else:
+        group.ok("it is the stream's database", "adopted" if adopted else "")
     extension = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
     if extension:
         group.ok("TimescaleDB is there", extension)
