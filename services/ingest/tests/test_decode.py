@@ -12,12 +12,14 @@ from cncmon_core.identity import Identity
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode, frames_of
 from testkit.ingest import frame
 
-NOW = datetime.now(UTC)
-LIMITS = Limits.at(NOW, 300, 0)
+NOW = datetime(2026, 6, 2, 12, tzinfo=UTC)
+"""Of tests that bring their own limits."""
 
 
-def decoded(payload: bytes, headers: dict[str, str] | None = None, limits: Limits = LIMITS) -> Decoded:
-    return decode(Incoming("CNC_DATA.hall.e1", headers or {}, payload, 1, NOW), limits)
+def decoded(payload: bytes, headers: dict[str, str] | None = None, limits: Limits | None = None) -> Decoded:
+    """Decode a message. limits: by the clock of this moment, as `frame` stamps, unless others are given."""
+    now = datetime.now(UTC)
+    return decode(Incoming("CNC_DATA.hall.e1", headers or {}, payload, 1, now), limits or Limits.at(now, 300, 0))
 
 
 def identified(payload: bytes, count: int = 1, encoding: str | None = None) -> dict[str, str]:

@@ -15,16 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cncmon_core.frames import join
-from cncmon_ingest import dirty, rollup_sql
+from cncmon_ingest import dirty, dlq, rollup_sql
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.rollups import Rollups
+from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 from testkit import recomputed
 from testkit.fixtures import on_both_servers
+from testkit.waiting import until
 
 STALE = timedelta(seconds=15)
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 6, 2, 12, tzinfo=UTC)
+"""When the messages below were stored in the stream."""
 BEGAN = (NOW - timedelta(hours=30)).replace(minute=58, second=0, microsecond=0)
 LIMITS = Limits.at(NOW, 300, 0)
 _numbers = itertools.count(1)
@@ -87,9 +90,27 @@ async def store(connection: asyncpg.Connection, machine_id: str, some: list[dict
 
 
 async def all_done(connection: asyncpg.Connection) -> None:
+    """Compute whatever is marked. Every round must leave less: else the next would do the same again, for ever."""
     rollups = Rollups(STALE)
+    left = await outstanding(connection)
     while (await rollups.catch_up(connection)).marks:
-        pass
+        before, left = left, await outstanding(connection)
+        assert left < before, f"a round left {left} of {before} marked: {await marks(connection)}"
+    assert not left, f"no round does what is marked: {await marks(connection)}"
+
+
+async def outstanding(connection: asyncpg.Connection) -> timedelta:
+    """Return how much time is marked, of all machines together."""
+    found: timedelta = await connection.fetchval(
+        "SELECT coalesce(sum((to_time - from_time) * cardinality(machine_ids)), '0') FROM dirty_ranges "
+        "WHERE failure IS NULL"
+    )
+    return found
+
+
+async def marks(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    rows = await connection.fetch("SELECT id, machine_ids, from_time, to_time, failure FROM dirty_ranges LIMIT 10")
+    return [tuple(row) for row in rows]
 
 
 async def raw_rows(connection: asyncpg.Connection, machine_id: str) -> list[dict[str, Any]]:
@@ -97,18 +118,25 @@ async def raw_rows(connection: asyncpg.Connection, machine_id: str) -> list[dict
     return [dict(row) | {"extras": msgspec.json.decode(row["extras"] or "null")} for row in rows]
 
 
-def assert_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if isinstance(value, float) and name.endswith("_avg") and found[name] is not None:
-            # The order of a sum is the server's own.
-            scale = max(abs(found[name.replace("_avg", "_min")]), abs(found[name.replace("_avg", "_max")]))
-            assert math.isclose(found[name], value, rel_tol=1e-9, abs_tol=max(1e-289, 1e-12 * scale)), name
-        else:
-            assert found[name] == value, name
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return column → (found, wanted) where a bucket is not what it should be."""
+    return {
+        name: (found[name], value)
+        for name, value in wanted.items()
+        if not (_is_close(name, found, value) if name.endswith("_avg") else found[name] == value)
+    }
+
+
+def _is_close(name: str, found: dict[str, Any], value: Any) -> bool:
+    if value is None or found[name] is None:
+        return found[name] is value
+    # The order of a sum is the server's own.
+    scale = max(abs(found[name.replace("_avg", "_min")]), abs(found[name.replace("_avg", "_max")]))
+    return math.isclose(found[name], value, rel_tol=1e-9, abs_tol=max(1e-289, 1e-12 * scale))
 
 
 async def check(connection: asyncpg.Connection, machine_id: str) -> None:
-    """Compare all that was computed of a machine with what Python makes of its rows."""
+    """Compare all that was computed of a machine with what Python makes of its rows, and name what is different."""
     rows = await raw_rows(connection, machine_id)
     spans = recomputed.spans(rows, STALE)
     found = await connection.fetch("SELECT * FROM state_intervals WHERE machine_id = $1 ORDER BY from_time", machine_id)
@@ -117,11 +145,15 @@ async def check(connection: asyncpg.Connection, machine_id: str) -> None:
     ] == spans
     for table, width_s, _ in rollup_sql.LEVELS:
         wanted = recomputed.rollups(rows, spans, timedelta(seconds=width_s))
-        kept = await connection.fetch(f"SELECT * FROM {table} WHERE machine_id = $1", machine_id)
-        assert sorted(row["time"] for row in kept) == sorted(wanted)
-        for row in kept:
-            assert_alike(dict(row), wanted[row["time"]])
-    assert await connection.fetchval("SELECT count(*) FROM dirty_ranges") == 0
+        kept = {
+            row["time"]: dict(row)
+            for row in await connection.fetch(f"SELECT * FROM {table} WHERE machine_id = $1", machine_id)
+        }
+        missing, more = sorted(wanted.keys() - kept.keys()), sorted(kept.keys() - wanted.keys())
+        assert (missing, more) == ([], []), f"{table} lacks the buckets {missing} and has {more} without samples"
+        wrong = {time: different for time in kept if (different := differences(kept[time], wanted[time]))}
+        assert not wrong, f"{table}: buckets whose columns are not as wanted (found, wanted): {wrong}"
+    assert await marks(connection) == [], "nothing is marked any more"
 
 
 @pytest.fixture
@@ -185,18 +217,65 @@ async def test_what_an_outage_held_back_gives_the_numbers_of_live_data(database:
 
 
 async def test_marks_that_come_during_a_round_outlive_it(postgres_dsn: str, database: asyncpg.Connection) -> None:
-    """A worker commits between the round's snapshot of the marks and its end: rule D7."""
+    """A worker commits after the round has read the marks and the samples, and before it deletes marks: rule D7."""
     await store(database, "cnc-001", steady(0, 50))
-    async with opened(postgres_dsn) as second:
-        round_ = database.transaction()
-        await round_.start()
-        await Rollups(STALE).catch_up(database)
-        await store(second, "cnc-001", steady(0, 50))
-        await round_.commit()
-    assert await database.fetchval("SELECT samples FROM rollup_1h") == 50
-    assert await database.fetchval("SELECT count(*) FROM dirty_ranges") == 1
+    async with opened(postgres_dsn) as holder, opened(postgres_dsn) as worker:
+        pid = database.get_server_pid()
+        # The last table that a round writes: who holds it has the round stop there, before its end.
+        async with holder.transaction():
+            await holder.execute("LOCK TABLE rollup_1h IN ACCESS EXCLUSIVE MODE")
+            round_ = asyncio.create_task(Rollups(STALE).catch_up(database))
+            await until(
+                lambda: worker.fetchval("SELECT count(*) > 0 FROM pg_locks WHERE pid = $1 AND NOT granted", pid),
+                what="the round reaches the last of its tables",
+            )
+            assert not round_.done()
+            await store(worker, "cnc-001", steady(0, 50))
+        assert (await round_).marks == 1, "of those that it had read"
+    assert await database.fetchval("SELECT samples FROM rollup_1h") == 50, "the round had read its samples before"
+    assert [mark[1] for mark in await marks(database)] == [["cnc-001"]], "the later mark is still there"
     await all_done(database)
+    await check(database, "cnc-001")
     assert await database.fetchval("SELECT samples FROM rollup_1h") == 100
+
+
+async def test_a_machine_that_reports_rarely_is_not_offline_between_its_samples(database: asyncpg.Connection) -> None:
+    """A sample stands for three times the smaller of the two distances before it, where that is over `stale_after`."""
+    await store(database, "cnc-slow", steady(0, 10, every_s=60))
+    await all_done(database)
+    states = await database.fetch("SELECT state, to_time - from_time AS span FROM state_intervals ORDER BY from_time")
+    # Of the first two nothing tells how rarely it reports.
+    short, gap, span = STALE, timedelta(seconds=60) - STALE, timedelta(seconds=60)
+    assert [tuple(row) for row in states] == [
+        ("running", short),
+        ("offline", gap),
+        ("running", short),
+        ("offline", gap),
+        ("running", 7 * span + 3 * span),
+    ]
+    await check(database, "cnc-slow")
+
+
+async def test_delivery_c2_what_a_replay_of_dead_frames_stores_is_computed(
+    postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """The letter's good neighbours are computed long before."""
+    parts = [
+        msgspec.json.encode({"machine_id": "cnc-001", "timestamp": moment, "temperature": 20.0, "spindle_speed": 1.0})
+        for moment in (BEGAN, BEGAN + timedelta(minutes=10))
+    ]
+    # By a clock that was behind, the second lies in the future.
+    limits = Limits.at(BEGAN, 300, 0)
+    decoded = decode(Incoming("CNC_DATA.hall.e1", {}, join(parts), next(_numbers), NOW), limits)
+    await Store(database, NOW).write([decoded])
+    await all_done(database)
+    [letter] = await database.fetch("SELECT id, frame FROM dead_letters")
+    assert letter["frame"] == 1
+    done = [one async for one in dlq.replay(database, [letter["id"]], IngestSettings(postgres_dsn, retention_days=0))]
+    assert [(one.samples, one.error) for one in done] == [(1, None)]
+    await all_done(database)
+    await check(database, "cnc-001")
+    assert await database.fetchval("SELECT sum(samples) FROM rollup_1h") == 2
 
 
 async def test_a_round_that_fails_leaves_its_marks(database: asyncpg.Connection) -> None:

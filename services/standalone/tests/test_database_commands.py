@@ -10,7 +10,7 @@ import pytest
 
 from cncmon_ingest import migrate
 from testkit.ingest import frame
-from testkit.waiting import WAIT_S_MAX
+from testkit.waiting import WAIT_S_MAX, until
 
 COMMAND = [sys.executable, "-m", "cncmon_standalone.cli"]
 
@@ -133,7 +133,9 @@ def todo(dsn: str) -> dict[str, str]:
 
 async def test_check_says_what_to_do(dsn: str, connection: asyncpg.Connection) -> None:
     # The tests' server does not wait for its disk.
-    assert todo(dsn) == {"durability": "switch fsync on: a crash would take back what was acknowledged"}
+    assert todo(dsn) == {
+        "durability": "set fsync = on: a power cut can lose acknowledged samples and corrupt the whole database"
+    }
     printed = cncmon("db", "check", "--dsn", dsn).stdout
     assert f"version {migrate.LATEST}, this program knows {migrate.LATEST}" in printed
     assert "may read and write" in printed
@@ -158,6 +160,28 @@ async def test_check_says_what_to_do(dsn: str, connection: asyncpg.Connection) -
             "UPDATE schema_migrations SET number = $1, oldest = 0 WHERE number > $1", migrate.LATEST
         )
         await connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+async def test_check_names_each_setting_that_can_lose_what_was_acknowledged(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """`remote_write` is on no disk yet; `full_page_writes` is the server's, and a reload is enough."""
+    database = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = remote_write')
+    await connection.execute("ALTER SYSTEM SET full_page_writes = off")
+    await connection.execute("SELECT pg_reload_conf()")
+    try:
+        await until(lambda: connection.fetchval("SELECT current_setting('full_page_writes') = 'off'"))
+        found = todo(dsn)["durability"]
+        assert [one.split(":")[0] for one in found.split("; ")] == [
+            "set fsync = on",
+            "set full_page_writes = on",
+            "set synchronous_commit = on",
+        ]
+    finally:
+        await connection.execute("ALTER SYSTEM RESET full_page_writes")
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.execute(f'ALTER DATABASE "{database}" RESET synchronous_commit')
 
 
 async def test_upgrade_makes_what_is_missing_once(dsn: str, connection: asyncpg.Connection) -> None:

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from cncmon_ingest import durability
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, translate
 
 APPLICATION = "cncmon-ingest/marks"
@@ -86,9 +87,11 @@ def _why_not(dsn: str, error: Exception) -> str:
 
 
 async def _problem_of(connection: asyncpg.Connection) -> str | None:
-    durable = await connection.fetchval("SHOW synchronous_commit")
-    if durable not in ("on", "remote_apply"):
-        return f"synchronous_commit is {durable!r}; it must be 'on', or acknowledged samples can be lost"
+    settings = await durability.values(connection)
+    commit = settings["synchronous_commit"]
+    if commit not in durability.DURABLE_COMMITS:
+        return f"synchronous_commit is {commit!r}; it must be 'on', or acknowledged samples can be lost"
+    durability.warn(settings)
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         return f"the server is read-only, a replica: {DSN} must lead to the primary"
     if await connection.fetchval("SHOW transaction_read_only") == "on":

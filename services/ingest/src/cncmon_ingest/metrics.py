@@ -68,3 +68,8 @@ STEP_FAILURES = Counter(
     "Turns of a step of maintenance that failed; each is tried again.",
     ["step"],
 )
+UNSAFE_SETTINGS = Gauge(
+    "cncmon_ingest_database_unsafe_settings",
+    "1: with this setting the server can lose what it acknowledged.",
+    ["setting"],
+)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cncmon_core import logs
-from cncmon_ingest import compression, dirty, maintenance, migrate, rollups, sizes
+from cncmon_ingest import compression, dirty, durability, maintenance, migrate, rollups, sizes
 from cncmon_ingest.errors import MigrationError, OutageError
 from cncmon_ingest.settings import IngestSettings
 from cncmon_standalone import adopting, console
@@ -25,7 +25,6 @@ _OURS: Final = (
     "delivery", "edges", "edge_epochs", "storage", "dirty_ranges", "state_intervals",
     "rollup_10s", "rollup_1min", "rollup_1h",
 )  # fmt: skip
-_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 SERVER_VERSION_MIN: Final = 15
 
 
@@ -137,11 +136,9 @@ async def _leads(connection: asyncpg.Connection) -> Finding:
 
 
 async def _durability(connection: asyncpg.Connection) -> Finding:
-    values = {name: await connection.fetchval("SELECT current_setting($1)", name) for name in _DURABLE}
+    values = await durability.values(connection)
     says = ", ".join(f"{name} {value}" for name, value in values.items())
-    off = [name for name, value in values.items() if value in ("off", "local")]
-    return Finding("durability", says, f"switch {', '.join(off)} on: a crash would take back what was acknowledged"
-                   if off else "")  # fmt: skip
+    return Finding("durability", says, "; ".join(durability.advice(values).values()))
 
 
 async def _connections(connection: asyncpg.Connection) -> Finding:
