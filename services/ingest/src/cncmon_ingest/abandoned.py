@@ -87,10 +87,13 @@ async def enter_freed(connection: asyncpg.Connection) -> set[Origin]:
     origins = set()
     for row in await connection.fetch(_FREED):
         origin = Origin(row["site"], row["edge"])
-        async with connection.transaction():
-            await gaps.lock(connection)
-            gap = Gap(row["epoch"], 1, min(row["freed_seq"], SEQ_MAX), REASON_WENT_BACK, None, 0)
-            batches = await gaps.declare(connection, gap, origin)
+        gap = Gap(row["epoch"], 1, min(row["freed_seq"], SEQ_MAX), REASON_WENT_BACK, None, 0)
+        batches, left = 0, [gaps.Declaration(gap, origin)]
+        while left:
+            async with connection.transaction():
+                await gaps.lock(connection)
+                entered, left = await gaps.declare(connection, left)
+            batches += entered
         if batches:
             log.warning("the database lost batches for good", epoch=row["epoch"], **origin._asdict(), batches=batches)
             origins.add(origin)
@@ -101,27 +104,44 @@ async def abandon(connection: asyncpg.Connection, epoch: int) -> Origin | None:
     """Enter as gaps what is missing of an epoch up to the highest seq known; return its edge if there was anything.
 
     What a closing has left out is void: the edge has said that it never was. Sample counts follow from the cumulative
-    ones in headers, heartbeat and closing, where these reach.
+    ones in headers, heartbeat and closing, where these reach. Many holes are entered in parts, each in a transaction of
+    its own; it is settled with the last.
     """
-    async with connection.transaction():
-        await gaps.lock(connection)
-        known = await connection.fetchrow(_KNOWN, epoch)
-        if known is None:
-            return None
-        await connection.execute("UPDATE edge_epochs SET settled = true WHERE epoch = $1", epoch)
-        top, samples = known["last_seq"], known["accepted_samples"]
-        if known["closed_seq"] is not None:
-            top, samples = known["closed_seq"], known["closed_samples"]
-        elif (known["ledger_seq"] or 0) > top:
-            top, samples = known["ledger_seq"], None
-        if top == 0:
-            return None
-        origin = Origin(known["site"], known["edge"])
-        # A seq in the ledger may be larger than any that can be told of; a count may be beyond reason.
-        known_samples = samples if samples is not None and samples <= SEQ_MAX and top <= SEQ_MAX else None
-        gap = Gap(epoch, 1, min(top, SEQ_MAX), REASON, known_samples, 0)
-        batches = await gaps.declare(connection, gap, origin, "abandoned")
-    if not batches:
+    batches, origin, start = 0, None, 1
+    while True:
+        async with connection.transaction():
+            await gaps.lock(connection)
+            # Read in each part: a closing may have come meanwhile.
+            known = await connection.fetchrow(_KNOWN, epoch)
+            gap = _gap_of(epoch, known, start) if known else None
+            entered = 0
+            left: list[gaps.Declaration] = []
+            if known and gap:
+                origin = Origin(known["site"], known["edge"])
+                entered, left = await gaps.declare(connection, [gaps.Declaration(gap, origin)], "abandoned")
+            batches += entered
+            if not left:
+                await connection.execute("UPDATE edge_epochs SET settled = true WHERE epoch = $1", epoch)
+                break
+        start = left[0].gap.seq_from
+    if origin is None or not batches:
         return None
     log.warning("an epoch is abandoned: its edge has it no more", epoch=epoch, **origin._asdict(), batches=batches)
     return origin
+
+
+def _gap_of(epoch: int, known: asyncpg.Record, start: int) -> Gap | None:
+    """Return what may be missing of an epoch from a seq on, up to the highest known; None: nothing."""
+    top, samples = known["last_seq"], known["accepted_samples"]
+    if known["closed_seq"] is not None:
+        top, samples = known["closed_seq"], known["closed_samples"]
+    elif (known["ledger_seq"] or 0) > top:
+        top, samples = known["ledger_seq"], None
+    if top < start:
+        return None
+    # A seq in the ledger may be larger than any that can be told of; a count may be beyond reason.
+    known_samples = samples if samples is not None and samples <= SEQ_MAX and top <= SEQ_MAX else None
+    top = min(top, SEQ_MAX)
+    if start == 1:
+        return Gap(epoch, 1, top, REASON, known_samples, 0)
+    return Gap(epoch, start, top, REASON, end=known_samples)

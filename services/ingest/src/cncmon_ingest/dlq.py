@@ -9,10 +9,9 @@ import msgspec
 
 from cncmon_core.errors import FrameError, RejectedError
 from cncmon_core.frames import join, split_numbered
-from cncmon_ingest import dead_letters, dirty, machines, rows
+from cncmon_ingest import dead_letters, dirty, events, gaps, machines, rows
 from cncmon_ingest.decode import WHOLE_MESSAGE, DeadLetter, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import speaks_of_data
-from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
 from cncmon_ingest.settings import IngestSettings
 
@@ -155,7 +154,11 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
                 rows.TABLE, source=rows.pieces(message.packed), columns=rows.COLUMNS, format="binary"
             )
             await dirty.mark(connection, [message])
-            await insert_events(connection, [message])
+            await events.insert_events(connection, [message])
+            if said := events.said_by(message):
+                await gaps.lock(connection)
+            while said:
+                said = await events.declare(connection, said)
             await machines.note(connection, [message], {})
     except RejectedError as error:
         return Replayed(id_, 0, str(error))

@@ -4,7 +4,7 @@ Found when a batch arrives whose identity the database has with another hash. Th
 that batch's dead letter; the leader names the epoch in the edge's watermark document, and its agents begin new ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -78,14 +78,14 @@ async def note(connection: asyncpg.Connection, found: Mapping[int, Origin]) -> N
         )
 
 
-async def is_forked(connection: asyncpg.Connection, epoch: int) -> bool:
-    """Return whether two agents publish under an epoch.
+async def forked_among(connection: asyncpg.Connection, epochs: Sequence[int]) -> set[int]:
+    """Return the epochs under which two agents publish.
 
     Raises:
         asyncpg.PostgresError
     """
-    found: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM forked_epochs WHERE epoch = $1)", epoch)
-    return found
+    rows = await connection.fetch("SELECT epoch FROM forked_epochs WHERE epoch = ANY($1)", epochs)
+    return {row["epoch"] for row in rows}
 
 
 def in_conflicts(conflicts: Iterable[Decoded]) -> dict[int, Origin]:

@@ -5,15 +5,27 @@ between its ledger rows and its look at the gaps. Workers that take out of one g
 whom `DELETE … RETURNING` gives the row: the other one looks again and finds the pieces.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
 
 import asyncpg
 
-from cncmon_core.events import SEQ_MAX
 from cncmon_core.events import Gap as Declared
 from cncmon_core.names import Origin
 from cncmon_ingest import metrics, ranges
+from cncmon_ingest.declarations import Epoch, Hole, Row, holes_of, split
 from cncmon_ingest.ranges import Found, Gap, State
+
+AT_ONCE_MAX: Final = 500
+"""Ranges declared in one transaction: until it ends no worker gets to the watermarks."""
+
+ROWS_MAX: Final = 20_000
+"""Ledger rows, and as many gaps, that one transaction of declarations reads."""
+
+WORK_MAX: Final = 200_000
+"""Holes and gaps that all declarations of a transaction together look at: they may overlap."""
 
 Key = tuple[int, int]
 
@@ -38,17 +50,49 @@ DELETE FROM gaps USING locked WHERE (gaps.epoch, gaps.seq_from) = (locked.epoch,
 RETURNING {", ".join(f"gaps.{name}" for name in _COLUMNS.split(", "))}
 """  # noqa: S608 constant columns
 
-# The seqs of a range that have no ledger row, as ranges, with the cumulative counts on both sides of each.
-_HOLES = """
-SELECT before + 1 AS low, seq - 1 AS high, base_before, base AS base_after FROM (
-    SELECT seq, base, lag(seq) OVER sorted AS before, lag(base + stored + dead) OVER sorted AS base_before FROM (
-        SELECT seq, base, stored, dead FROM ledger WHERE epoch = $1 AND seq BETWEEN $2::bigint - 1 AND $3::bigint + 1
-        UNION ALL
-        SELECT edge, NULL, NULL, NULL FROM unnest(ARRAY[$2::bigint - 1, $3::bigint + 1]) AS edge
-        WHERE NOT EXISTS (SELECT FROM ledger WHERE epoch = $1 AND seq = edge)
-    ) AS rows WINDOW sorted AS (ORDER BY seq)
-) AS pairs WHERE seq - before > 1 ORDER BY low
+# Of each range no more than $4 ledger rows: what lies beyond the last of them is left for another transaction.
+_ROWS = """
+SELECT number, seq, base, base + stored + dead AS samples
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS span (epoch, low, high, number), LATERAL (
+    SELECT seq, base, stored, dead FROM ledger
+    WHERE ledger.epoch = span.epoch AND seq BETWEEN span.low - 1 AND span.high + 1 ORDER BY seq LIMIT $4
+) AS rows ORDER BY number, seq
 """
+
+# The gap before each range, where it touches it, and no more than $4 of those that begin within or right behind it.
+_NEAR = f"""
+SELECT number, near.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[])
+WITH ORDINALITY AS span (epoch, low, high, number), LATERAL (
+    (SELECT {_COLUMNS} FROM gaps WHERE gaps.epoch = span.epoch AND seq_from < span.low ORDER BY seq_from DESC LIMIT 1)
+    UNION ALL
+    (SELECT {_COLUMNS} FROM gaps WHERE gaps.epoch = span.epoch AND seq_from BETWEEN span.low AND span.high + 1
+     ORDER BY seq_from LIMIT $4)
+) AS near WHERE near.seq_to >= span.low - 1 ORDER BY number, near.seq_from
+"""  # noqa: S608 constant columns
+
+_DECLARED_TO = """
+UPDATE watermarks SET gaps_to = greatest(gaps_to, declared.seq)
+FROM unnest($1::bigint[], $2::bigint[]) AS declared (epoch, seq) WHERE watermarks.epoch = declared.epoch
+"""
+
+_VOID = """
+WITH shortened AS (
+    UPDATE gaps SET seq_to = closed.seq,
+        samples = CASE WHEN gaps.base IS NOT NULL THEN greatest(0, closed.samples - gaps.base) END
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS closed (epoch, seq, samples)
+    WHERE gaps.epoch = closed.epoch AND gaps.state = 'abandoned' AND gaps.seq_from <= closed.seq
+      AND gaps.seq_to > closed.seq
+)
+DELETE FROM gaps USING unnest($1::bigint[], $2::bigint[]) AS closed (epoch, seq)
+WHERE gaps.epoch = closed.epoch AND gaps.state = 'abandoned' AND gaps.seq_from > closed.seq
+"""
+
+
+class Declaration(NamedTuple):
+    """A range of batches that is declared missing, and the edge it is of."""
+
+    gap: Declared
+    origin: Origin
 
 
 async def lock(connection: asyncpg.Connection) -> None:
@@ -73,110 +117,133 @@ async def take_out(connection: asyncpg.Connection, batches: Mapping[Key, tuple[i
     return taken
 
 
-async def declare(connection: asyncpg.Connection, gap: Declared, origin: Origin, state: State = "declared") -> int:
-    """Enter what of a range is above the watermark, in no ledger row and in no gap yet; return how many batches.
+async def declare(
+    connection: asyncpg.Connection, declarations: Sequence[Declaration], state: State = "declared"
+) -> tuple[int, list[Declaration]]:
+    """Enter what of the ranges is above the watermarks, in no ledger row and in no gap yet.
 
-    Said again, it changes nothing. What was `abandoned` and is declared by its agent becomes `declared`. The caller
-    holds `lock`.
+    Returns how many batches, and what is left to be declared in another transaction: each takes a few statements and a
+    fraction of a second. Repeated, it changes nothing. What was `abandoned` and is declared by its agent becomes
+    `declared`. The caller holds `lock`.
     """
-    await connection.execute(
-        "INSERT INTO watermarks (epoch, site, edge) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", gap.epoch, *origin
-    )
-    watermark = await connection.fetchrow("SELECT seq, base, now() FROM watermarks WHERE epoch = $1", gap.epoch)
-    if watermark is None:
-        raise AssertionError("the row was made above, and rows of watermarks are never deleted")
-    seq, base, now = watermark
-    low, high = max(gap.seq_from, seq + 1), gap.seq_to
-    if low > high:
-        return 0
-    holes = await connection.fetch(_HOLES, gap.epoch, low, high)
-    # With the neighbours that only touch: a gap that grows stays one row.
-    near = _gaps(
-        await connection.fetch(
-            f"SELECT {_COLUMNS} FROM gaps WHERE epoch = $1 AND seq_from <= $3 AND seq_to >= $2 ORDER BY seq_from",  # noqa: S608 constant columns
-            *(gap.epoch, low - 1, high + 1),
-        )
-    )
-    weaker = [old for old in near if old.state == "abandoned" and state != "abandoned"]
-    stronger = [old for old in near if old not in weaker]
-    missing = ranges.beside([(row["low"], row["high"]) for row in holes], [(old.low, old.high) for old in stronger])
-    if not missing:
-        return 0
-    points = _points(gap, seq, base, holes, near)
-    new = [
-        Gap(gap.epoch, *part, samples, at, gap.reason, state, now)
-        for part in missing
-        for at, samples in [ranges.counted(*part, points)]
-    ]
-    if len(new) == 1 and new[0].samples is None:
-        new[0] = new[0]._replace(samples=_remainder(gap, holes, stronger))
-    left = [piece for old in weaker for piece in _cut(old, new)]
-    await _replace(connection, near, ranges.joined(sorted([*new, *left, *stronger], key=lambda item: item.low)))
-    await connection.execute(
-        "UPDATE watermarks SET gaps_to = greatest(gaps_to, $2) WHERE epoch = $1", gap.epoch, missing[-1][1]
-    )
-    batches = sum(item.batches for item in new)
+    part, left = declarations[:AT_ONCE_MAX], [*declarations[AT_ONCE_MAX:]]
+    known = await _read(connection, part)
+    batches = work = 0
+    for number, declaration in enumerate(part):
+        if work > WORK_MAX:
+            left += part[number:]
+            break
+        epoch = known[declaration.gap.epoch]
+        gap, rest = epoch.within_reach(declaration.gap)
+        if rest is not None:
+            left.append(declaration._replace(gap=rest))
+        if gap is not None:
+            work += epoch.ranges.work(gap)
+            batches += epoch.ranges.declare(gap, state, epoch.now)
+    await _write(connection, known)
     metrics.GAP_BATCHES.labels(state).inc(batches)
-    return batches
+    return batches, left
 
 
-async def void(connection: asyncpg.Connection, epoch: int, above: int, samples: int) -> None:
+async def void(connection: asyncpg.Connection, closings: Sequence[tuple[int, int, int]]) -> None:
     """Forget what was abandoned above a seq: its agent says now that there never was such a batch.
 
-    samples: of the epoch up to that seq. The caller holds `lock`.
+    closings: (epoch, seq, samples of the epoch up to it), each epoch once. The caller holds `lock`.
     """
-    rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM gaps WHERE epoch = $1 AND seq_to > $2 AND state = 'abandoned'",  # noqa: S608 constant columns
-        *(epoch, above),
+    await connection.execute(_VOID, *_columns(closings))
+
+
+class _Known:
+    """An epoch as read for declarations: of some spans, each up to a seq."""
+
+    def __init__(self, seq: int, base: int | None, now: datetime) -> None:
+        self.now = now
+        self.before: list[Gap] = []
+        self.holes: list[Hole] = []
+        self.ranges = Epoch(seq, base, self.holes, [])
+        self._spans: list[tuple[int, int]] = []
+
+    def add(self, low: int, high: int, holes: Sequence[Hole], gaps: Sequence[Gap]) -> None:
+        """Take in a span, which lies above those before it; a gap between two spans may touch both."""
+        self._spans.append((low, high))
+        self.holes += holes
+        new = [gap for gap in gaps if not self.before or gap.low > self.before[-1].low]
+        self.before += new
+        self.ranges.gaps += new
+
+    def within_reach(self, gap: Declared) -> tuple[Declared | None, Declared | None]:
+        """Return what of a range was read, and what was not; None: nothing."""
+        low = max(gap.seq_from, self.ranges.seq + 1)
+        if low > gap.seq_to:
+            return None, None
+        _, reached = self._spans[bisect_right(self._spans, low, key=lambda span: span[0]) - 1]
+        if reached >= gap.seq_to:
+            return gap, None
+        return (None, gap) if reached < low else split(gap, reached)
+
+
+async def _read(connection: asyncpg.Connection, declarations: Sequence[Declaration]) -> dict[int, _Known]:
+    by_epoch: dict[int, list[Declaration]] = {}
+    for declaration in declarations:
+        by_epoch.setdefault(declaration.gap.epoch, []).append(declaration)
+    origins = [its[0].origin for its in by_epoch.values()]
+    await connection.execute(
+        "INSERT INTO watermarks (epoch, site, edge) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) "
+        "ON CONFLICT DO NOTHING",
+        *(list(by_epoch), [origin.site for origin in origins], [origin.edge for origin in origins]),
     )
-    for gap in _gaps(rows):
-        rest = None if gap.base is None else max(0, samples - gap.base)
-        kept = [gap._replace(high=above, samples=rest)] if gap.low <= above else []
-        await _replace(connection, [gap], kept)
-
-
-def _points(
-    gap: Declared, seq: int, base: int | None, holes: Sequence[asyncpg.Record], near: Sequence[Gap]
-) -> dict[int, int]:
-    """Return seq → samples of the epoch before it, from all that is known around a declaration."""
-    known = [(old.low, old.base) for old in near] + [(old.high + 1, old.end) for old in near]
-    known += [(gap.seq_from, gap.base), (gap.seq_to + 1, gap.end), (seq + 1, base)]
-    # Last, and so before all others: what came with the batches themselves.
-    known += [(row["low"], row["base_before"]) for row in holes]
-    known += [(row["high"] + 1, row["base_after"]) for row in holes]
-    points = {at: samples for at, samples in known if samples is not None}
-    if gap.samples is not None and gap.seq_from in points:
-        points.setdefault(gap.seq_to + 1, points[gap.seq_from] + gap.samples)
-    # An edge may claim anything; what the database could not add up is as good as unknown.
-    return {at: samples for at, samples in points.items() if samples <= SEQ_MAX}
-
-
-def _remainder(gap: Declared, holes: Sequence[asyncpg.Record], known: Iterable[Gap]) -> int | None:
-    """Return the samples of a declared range less those of the gaps in it; None: something else is in it, too."""
-    if [(row["low"], row["high"]) for row in holes] != [(gap.seq_from, gap.seq_to)]:
-        return None
-    left = gap.samples
-    for old in known:
-        if old.low <= gap.seq_to and old.high >= gap.seq_from:
-            within = gap.seq_from <= old.low and old.high <= gap.seq_to
-            left = None if left is None or old.samples is None or not within else max(0, left - old.samples)
-    return left
-
-
-def _cut(old: Gap, new: Iterable[Gap]) -> list[Gap]:
-    found = [
-        Found(max(item.low, old.low), min(item.high, old.high), item.base, item.samples or 0)
-        for item in new
-        if item.low <= old.high and item.high >= old.low
+    known = {
+        row["epoch"]: _Known(row["seq"], row["base"], row["now"])
+        for row in await connection.fetch(
+            "SELECT epoch, seq, base, now() FROM watermarks WHERE epoch = ANY($1)", list(by_epoch)
+        )
+    }
+    spans = [
+        (epoch, low, high)
+        for epoch, its in by_epoch.items()
+        for low, high in ranges.union((max(gap.seq_from, known[epoch].ranges.seq + 1), gap.seq_to) for gap, _ in its)
     ]
-    return ranges.without(old, found)
+    if spans:
+        await _read_spans(connection, spans, known)
+    return known
 
 
-async def _replace(connection: asyncpg.Connection, old: Sequence[Gap], new: Sequence[Gap]) -> None:
-    gone = [gap for gap in old if gap not in new]
-    if gone:
-        await connection.fetch(_DELETE, *_columns((gap.epoch, gap.low) for gap in gone))
-    await _insert(connection, [gap for gap in new if gap not in old])
+async def _read_spans(
+    connection: asyncpg.Connection, spans: Sequence[tuple[int, int, int]], known: Mapping[int, _Known]
+) -> None:
+    """Read what lies in spans, (epoch, low, high): all of each, or of each as much as is its share of what may be."""
+    whole = sum(high - low + 3 for _, low, high in spans) <= 2 * ROWS_MAX
+    each = 2 * ROWS_MAX if whole else max(2, ROWS_MAX // len(spans))
+    ledger: list[list[Row]] = [[] for _ in spans]
+    for number, *row in await connection.fetch(_ROWS, *_columns(spans), each):
+        ledger[number - 1].append(Row(*row))
+    near: list[list[Gap]] = [[] for _ in spans]
+    for number, *row in await connection.fetch(_NEAR, *_columns(spans), each):
+        near[number - 1].append(Gap(*row))
+    for (epoch, low, high), rows, gaps in zip(spans, ledger, near, strict=True):
+        reached = _reached(low, high, rows, gaps, each)
+        holes = holes_of(low, reached, [row for row in rows if row.seq <= reached + 1])
+        known[epoch].add(low, reached, holes, gaps)
+
+
+def _reached(low: int, high: int, rows: Sequence[Row], gaps: Sequence[Gap], each: int) -> int:
+    """Return up to which seq of a range everything was read: to its end, or to the last that was allowed."""
+    if len(rows) == each:
+        high = min(high, rows[-1].seq)
+    if sum(gap.low >= low for gap in gaps) == each:
+        high = min(high, gaps[-1].high)
+    return high
+
+
+async def _write(connection: asyncpg.Connection, known: Mapping[int, _Known]) -> None:
+    old = [gap for each in known.values() for gap in each.before]
+    new = [gap for each in known.values() for gap in each.ranges.gaps]
+    kept = set(old) & set(new)
+    if gone := [(gap.epoch, gap.low) for gap in old if gap not in kept]:
+        await connection.fetch(_DELETE, *_columns(gone))
+    await _insert(connection, [gap for gap in new if gap not in kept])
+    if declared := [(epoch, each.ranges.declared_to) for epoch, each in known.items() if each.ranges.declared_to]:
+        await connection.execute(_DECLARED_TO, *_columns(declared))
 
 
 async def _insert(connection: asyncpg.Connection, gaps: Sequence[Gap]) -> None:
@@ -184,7 +251,7 @@ async def _insert(connection: asyncpg.Connection, gaps: Sequence[Gap]) -> None:
         await connection.copy_records_to_table("gaps", records=gaps, columns=_COLUMNS.split(", "))
 
 
-def _columns(keys: Iterable[Key | tuple[int, ...]]) -> list[list[int]]:
+def _columns(keys: Iterable[tuple[int, ...]]) -> list[list[int]]:
     return [list(column) for column in zip(*keys, strict=True)]
 
 

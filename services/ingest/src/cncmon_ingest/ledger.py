@@ -82,6 +82,17 @@ async def enter(connection: asyncpg.Connection, messages: Sequence[Decoded], *, 
     )
 
 
+async def is_known(connection: asyncpg.Connection, message: Decoded) -> bool:
+    """Return whether a message's identity is taken: what was true once stays so, and nothing is locked for it."""
+    known: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM ledger WHERE epoch = $1 AND seq = $2) "
+        "OR EXISTS (SELECT FROM watermarks WHERE epoch = $1 AND seq >= $2) "
+        "AND NOT EXISTS (SELECT FROM gaps WHERE epoch = $1 AND $2 BETWEEN seq_from AND seq_to)",
+        *key_of(message),
+    )
+    return known
+
+
 async def rename(connection: asyncpg.Connection, messages: Iterable[Decoded]) -> None:
     """Let epochs belong to the site and edge that they arrived under last, by JetStream's time of the messages.
 

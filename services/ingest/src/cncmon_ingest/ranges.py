@@ -33,12 +33,15 @@ class Gap(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is not missing within a gap: batches low to high with so many samples, after `base` others of the epoch."""
+    """What is not missing within a gap: batches low to high with so many samples, after `base` others of the epoch.
+
+    None: unknown.
+    """
 
     low: int
     high: int
     base: int | None
-    samples: int
+    samples: int | None
 
 
 def without(gap: Gap, found: Sequence[Found]) -> list[Gap]:
@@ -53,10 +56,11 @@ def without(gap: Gap, found: Sequence[Found]) -> list[Gap]:
         if item.low > low:
             samples = None if base is None or item.base is None else max(0, item.base - base)
             pieces.append(gap._replace(low=low, high=item.low - 1, base=base, samples=samples))
-        low, base = item.high + 1, None if item.base is None else item.base + item.samples
-    if gap.samples is None:
+        low, base = item.high + 1, None if item.base is None or item.samples is None else item.base + item.samples
+    taken = [item.samples for item in found if item.samples is not None]
+    if gap.samples is None or len(taken) < len(found):
         return pieces
-    left = gap.samples - sum(item.samples for item in found) - sum(piece.samples or 0 for piece in pieces)
+    left = gap.samples - sum(taken) - sum(piece.samples or 0 for piece in pieces)
     return _shared_out(pieces, max(0, left))
 
 
@@ -109,4 +113,15 @@ def joined(gaps: Iterable[Gap]) -> list[Gap]:
             result[-1] = last._replace(high=gap.high, samples=samples, declared=max(last.declared, gap.declared))
         else:
             result.append(gap)
+    return result
+
+
+def union(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what any of the ranges covers, sorted, as ranges that don't touch. What ends before it begins is none."""
+    result: list[tuple[int, int]] = []
+    for low, high in sorted(part for part in parts if part[0] <= part[1]):
+        if result and low <= result[-1][1] + 1:
+            result[-1] = result[-1][0], max(high, result[-1][1])
+        else:
+            result.append((low, high))
     return result

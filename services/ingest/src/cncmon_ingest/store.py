@@ -4,23 +4,24 @@ Order of the statements: ledger insert (sorted by key, else two workers deadlock
 in a second statement (so with a newer snapshot: what was pruned meanwhile shows as being under the watermark), then the
 gaps that what is new lies in, then its rows. A transaction that changes watermarks or gaps by itself (`gap`,
 `epoch_closed`) locks the whole table of watermarks instead of sharing rows of it: two that share a row and then both
-want to change it are a deadlock.
+want to change it are a deadlock. A message that says more than one such transaction should hold is declared in several
+before its own (`events`).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import asyncpg
 
 from cncmon_core import names
-from cncmon_ingest import dead_letters, dirty, forks, ledger, machines, rows
+from cncmon_ingest import dead_letters, dirty, events, forks, gaps, ledger, machines, rows
 from cncmon_ingest.connection import TRANSACTION_S_MAX
 from cncmon_ingest.database_identity import NOTHING_KNOWN, Moment, check_moment, moment_of
 from cncmon_ingest.decode import Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, RetryError, speaks_of_data, translate
-from cncmon_ingest.events import insert_events
 from cncmon_ingest.partitions import Partitions
 
 
@@ -79,9 +80,16 @@ class Store:
         """
         first, rivals = _first_of_each(messages)
         done = [await self._commit([message for message in first if not message.declares])]
-        # What changes watermarks or gaps keeps every other worker waiting: in a transaction of its own that is short.
-        if declaring := [message for message in first if message.declares]:
-            done.append(await self._commit(declaring, exclusive=True))
+        # What changes watermarks or gaps keeps every other worker waiting: in transactions of its own that are short.
+        ahead: list[Decoded] = []
+        within: list[Decoded] = []
+        for message in first:
+            if message.declares:
+                (ahead if events.is_long(events.said_by(message)) else within).append(message)
+        for message in ahead:
+            await self._declare_ahead(message)
+            done.append(await self._commit([message]))
+        done += [await self._commit(group, exclusive=True) for group in events.grouped(within)]
         if rivals:
             # Which of them are conflicts is told by what is stored, and that need not be the first in hand.
             done.append(await self.write(rivals))
@@ -94,6 +102,24 @@ class Store:
             [message for outcome in done for message in outcome.conflicts],
         )
 
+    async def _declare_ahead(self, message: Decoded) -> None:
+        """Declare all that a message says, in parts: the message is then to be committed as if it said nothing."""
+        connection = self._connection
+        known = max(self._seen, self._known())
+
+        async def declare(said: Sequence[events.Said]) -> list[events.Said]:
+            await gaps.lock(connection)
+            rest = await events.declare(connection, said)
+            moment, _ = await moment_of(connection)
+            check_moment(moment, known)
+            return rest
+
+        if await self._in_transaction(partial(ledger.is_known, connection, message)):
+            return
+        left = events.said_by(message)
+        while left:
+            left = await self._in_transaction(partial(declare, left))
+
     async def _commit(self, messages: Sequence[Decoded], *, exclusive: bool = False) -> Outcome:
         connection = self._connection
         # Before the transaction asks: what others mirror while it runs may be newer than its answer.
@@ -105,7 +131,10 @@ class Store:
             new = entered.new + await ledger.enter_unidentified(connection, plain, self._stream_created)
             await self._copy([row for message in new for row in message.packed])
             await dirty.mark(connection, new)
-            await insert_events(connection, new)
+            await events.insert_events(connection, new)
+            left = [said for message in new for said in events.said_by(message)] if exclusive else []
+            while left:
+                left = await events.declare(connection, left)
             await dead_letters.insert(connection, [*new, *entered.conflicts], self._stream_created)
             await forks.note(connection, forks.in_conflicts(entered.conflicts))
             moved = await machines.note(connection, new, self._machines)
