@@ -11,7 +11,7 @@ import pytest
 
 from cncmon_core.events import Event, encode_event
 from cncmon_ingest import advance as advancing
-from cncmon_ingest import gaps
+from cncmon_ingest import gaps, ledger
 from cncmon_ingest.abandoned import abandon, enter_freed
 from cncmon_ingest.advance import advance
 from cncmon_ingest.connection import connect
@@ -20,7 +20,7 @@ from cncmon_ingest.errors import OutageError
 from cncmon_ingest.reconcile import reconcile
 from cncmon_ingest.store import Store
 from testkit.gaps import OTHER, batch, declaration, gap_frame, gaps_of, ledger_of, message, new_seqs, watermark_of
-from testkit.ingest import EPOCH, frame, replay_all, settings_for
+from testkit.ingest import EPOCH, frame, replay_all, settings_for, until
 
 MANY = 10_000
 """Declarations that fit into one message."""
@@ -454,3 +454,72 @@ async def test_delivery_b5_gaps_of_many_epochs_in_one_message(store: Store, data
     await asyncio.gather(store.write([declaration(1, *said)]))
     for epoch in range(1, 60):
         assert await gaps_of(database, epoch) == [(1, 2, 2), (4, 5, 2), (7, 8, 2)]
+
+
+# --- B1, B5: who waits for whom ----------------------------------------------------------------------------------
+
+
+async def waits(database: asyncpg.Connection, connection: asyncpg.Connection) -> bool:
+    """Whether a session waits for a lock of another."""
+    return bool(await database.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", connection.get_server_pid()))
+
+
+async def test_delivery_b5_the_watermark_waits_for_who_takes_a_batch_out_of_a_gap(
+    postgres_dsn: str, store: Store, database: asyncpg.Connection
+) -> None:
+    """Else it would pass the gap as it was, and the pieces that are left of it would never be passed."""
+    await store.write([batch(1), batch(6)])
+    await store.write([declaration(1, gap_frame(2, 5, 4))])
+    worker = await asyncpg.connect(postgres_dsn)
+    leader = await asyncpg.connect(postgres_dsn)
+    transaction = worker.transaction()
+    await transaction.start()
+    assert new_seqs((await ledger.enter(worker, [batch(3)], exclusive=False)).new) == [3]
+    leading = asyncio.create_task(advance(leader))
+    await until(lambda: waits(database, leader), 60)
+    await transaction.commit()
+    await leading
+    while await advance(database):
+        continue
+    assert (await watermark_of(database), await ledger_of(database)) == (6, [])
+    rows = await database.fetch("SELECT seq_from, seq_to, state FROM gaps WHERE epoch = $1 ORDER BY 1", EPOCH)
+    assert [tuple(row) for row in rows] == [(2, 2, "passed"), (4, 5, "passed")]
+    for connection in (worker, leader):
+        await connection.close()
+
+
+async def test_delivery_b5_samples_are_committed_before_anybody_is_kept_waiting(
+    store: Store, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    async def count(number: int) -> None:
+        seen.append(await database.fetchval("SELECT count(*) FROM sensor_data"))
+
+    at_each_lock(monkeypatch, count)
+    await store.write([declaration(1, gap_frame(5, 6)), batch(1, 3), declaration(2, closing(EPOCH, 9, 9)), batch(2, 3)])
+    assert seen == [6]
+
+
+async def test_delivery_b1_rows_of_the_ledger_are_written_in_the_order_of_their_keys(
+    postgres_dsn: str, store: Store, database: asyncpg.Connection
+) -> None:
+    """Else two workers that have the same batches in hand, one of them the other way round, are a deadlock."""
+    other = await asyncpg.connect(postgres_dsn)
+    insert = (
+        "INSERT INTO ledger (epoch, seq, sha256, stored, dead, disposition) VALUES ($1, $2, '\\x00', 1, 0, 'stored')"
+    )
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute(insert, EPOCH, 1)
+    writing = asyncio.create_task(store.write([batch(2), batch(1)]))
+    blocked = "SELECT count(*) > 0 FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))"
+
+    async def one_waits() -> bool:
+        return bool(await database.fetchval(blocked, other.get_server_pid()))
+
+    await until(one_waits, 60)
+    await other.execute(insert, EPOCH, 2)
+    await transaction.rollback()
+    assert new_seqs((await writing).new) == [1, 2]
+    await other.close()

@@ -86,6 +86,7 @@ async def is_known(connection: asyncpg.Connection, message: Decoded) -> bool:
     """Return whether a message's identity is taken: what was true once stays so, and nothing is locked for it."""
     known: bool = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM ledger WHERE epoch = $1 AND seq = $2) "
+        "OR EXISTS (SELECT FROM folded_epochs WHERE epoch = $1 AND seq >= $2) "
         "OR EXISTS (SELECT FROM watermarks WHERE epoch = $1 AND seq >= $2) "
         "AND NOT EXISTS (SELECT FROM gaps WHERE epoch = $1 AND $2 BETWEEN seq_from AND seq_to)",
         *key_of(message),

@@ -12,6 +12,7 @@ EPOCHS_FORKED = Counter("cncmon_ingest_epochs_forked", "Epochs under which two a
 GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
 )
+FOLDED = Counter("cncmon_ingest_folded_epochs", "Closed and delivered epochs folded into (epoch, seq).")
 HEARTBEATS_BAD = Counter("cncmon_ingest_heartbeats_bad", "Heartbeats that could not be used.")
 GENERATIONS = Counter("cncmon_ingest_generations", "Times that the database went back and a new generation began.")
 DATABASE_REFUSED = Gauge(

@@ -32,7 +32,8 @@ WITH held AS (
     JOIN watermarks w USING (epoch) WHERE l.seq > greatest(w.closed_seq, w.seq) GROUP BY 1
 )
 SELECT epoch, coalesce(e.site, w.site) AS site, coalesce(e.edge, w.edge) AS edge,
-    coalesce(w.seq, 0) AS watermark, w.base, CASE WHEN f.epoch IS NULL THEN w.closed_seq END AS closed_seq,
+    coalesce(w.seq, 0) AS watermark, coalesce(fold.seq, 0) AS folded,
+    fold.epoch IS NOT NULL AS came_back, w.base, CASE WHEN f.epoch IS NULL THEN w.closed_seq END AS closed_seq,
     w.closed_samples, f.epoch IS NOT NULL AS forked,
     CASE WHEN f.epoch IS NOT NULL THEN
         (SELECT count(*) FROM dead_letters d WHERE d.reason = 'identity_conflict' AND d.identity LIKE epoch || ':%')
@@ -50,10 +51,15 @@ SELECT epoch, coalesce(e.site, w.site) AS site, coalesce(e.edge, w.edge) AS edge
     e.last_seq, e.accepted_samples, e.listed, edges.received, now() AS now
 FROM watermarks w FULL JOIN edge_epochs e USING (epoch)
 LEFT JOIN held USING (epoch) LEFT JOIN missing USING (epoch) LEFT JOIN last USING (epoch)
-LEFT JOIN under USING (epoch) LEFT JOIN beyond USING (epoch)
+LEFT JOIN under USING (epoch) LEFT JOIN beyond USING (epoch) LEFT JOIN folded_epochs fold USING (epoch)
 LEFT JOIN forked_epochs f USING (epoch)
 LEFT JOIN edges ON (edges.site, edges.edge) = (coalesce(e.site, w.site), coalesce(e.edge, w.edge))
+WHERE w.epoch IS NOT NULL OR fold.epoch IS NULL
 ORDER BY site, edge, epoch
+"""
+
+_FOLDED = """
+SELECT site, edge, epochs, batches_stored, batches_dead, samples_stored, samples_dead FROM folded_totals
 """
 
 
@@ -107,19 +113,28 @@ async def reconcile(connection: asyncpg.Connection, grace: timedelta, edge: tupl
     Raises:
         asyncpg.PostgresError
     """
-    rows = await connection.fetch(_BOOKS)
+    # One snapshot: an epoch that is folded meanwhile is in the one or the other.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        rows = await connection.fetch(_BOOKS)
+        sums = await connection.fetch(_FOLDED)
+    folded = [row for row in sums if edge is None or (row["site"], row["edge"]) == edge]
+    # What comes after what was folded of an epoch is an account of its own, and no other epoch.
+    again = sum(row["came_back"] for row in rows if edge is None or (row["site"], row["edge"]) == edge)
     accounts = [_account(row, grace) for row in rows if edge is None or (row["site"], row["edge"]) == edge]
     unbalanced = [account for account in accounts if account.problem is not None]
     return Books(
         balanced=not unbalanced,
-        epochs=len(accounts),
-        accepted_batches=sum(account.accepted_batches for account in accounts),
-        stored_batches=sum(account.stored_batches for account in accounts),
-        dead_batches=sum(account.dead_batches for account in accounts),
+        epochs=len(accounts) - again + sum(row["epochs"] for row in folded),
+        accepted_batches=sum(account.accepted_batches for account in accounts)
+        + sum(row["batches_stored"] + row["batches_dead"] for row in folded),
+        stored_batches=sum(account.stored_batches for account in accounts)
+        + sum(row["batches_stored"] for row in folded),
+        dead_batches=sum(account.dead_batches for account in accounts) + sum(row["batches_dead"] for row in folded),
         gap_batches=sum(account.gap_batches for account in accounts),
         pending_batches=sum(account.pending_batches for account in accounts),
-        stored_samples=sum(account.stored_samples for account in accounts),
-        dead_samples=sum(account.dead_samples for account in accounts),
+        stored_samples=sum(account.stored_samples for account in accounts)
+        + sum(row["samples_stored"] for row in folded),
+        dead_samples=sum(account.dead_samples for account in accounts) + sum(row["samples_dead"] for row in folded),
         gap_samples=sum(account.gap_samples for account in accounts),
         unbalanced=unbalanced,
         pending=[account for account in accounts if account.pending_batches],
@@ -128,6 +143,9 @@ async def reconcile(connection: asyncpg.Connection, grace: timedelta, edge: tupl
 
 def _account(row: asyncpg.Record, grace: timedelta) -> Account:
     batches, samples = _accepted(row)
+    if row["folded"]:
+        # Of an epoch that came back, what lies above the part that is in its edge's sum. Nobody knows its samples.
+        batches, samples = max(0, batches - row["folded"]), None
     account = Account(
         epoch=row["epoch"],
         site=row["site"],
@@ -180,7 +198,7 @@ def _accepted(row: asyncpg.Record) -> tuple[int, int | None]:
 
 
 def _problem(account: Account, row: asyncpg.Record, missing: int) -> str | None:
-    under = int(row["under_watermark"]) - row["watermark"]
+    under = int(row["under_watermark"]) - (row["watermark"] - row["folded"])
     if under:
         said = "more" if under > 0 else "fewer"
         return f"{abs(under)} batches {said} than its watermark {row['watermark']} says"

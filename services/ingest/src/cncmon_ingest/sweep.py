@@ -1,4 +1,6 @@
-"""What the leader does every few seconds: prune rows of dropped messages, keep room in the stream, abandon epochs."""
+"""What the leader does every few seconds: prune rows of dropped messages, keep room in the stream, abandon and fold
+epochs.
+"""
 
 from datetime import timedelta
 from typing import Final
@@ -11,6 +13,7 @@ from cncmon_core.names import Origin
 from cncmon_ingest import forks, hashes, ledger
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.care import care_for_stream
+from cncmon_ingest.folded import fold
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.stream_position import StreamPosition
 
@@ -41,6 +44,7 @@ async def sweep(
     )
     await care_for_stream(js, settings, place.floor)
     await abandoned.look(connection, stream.state.last_seq, place.floor)
+    await fold(connection)
     await hashes.prune(connection, max(stream.config.max_age or 0, settings.stream_age_s_max))
     active = {Origin(row["site"], row["edge"]) for row in await connection.fetch(_ACTIVE)}
     return active | await forks.edges_since(connection, FORKED_FOR)

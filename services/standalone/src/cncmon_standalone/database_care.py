@@ -24,6 +24,7 @@ _OURS: Final = (
     "sensor_data", "machines", "ledger", "ledger_unidentified", "watermarks", "dead_letters", "gaps", "events",
     "delivery", "edges", "edge_epochs", "storage", "dirty_ranges", "state_intervals",
     "rollup_10s", "rollup_1min", "rollup_1h",
+    "folded_epochs", "folded_totals",
 )  # fmt: skip
 SERVER_VERSION_MIN: Final = 15
 

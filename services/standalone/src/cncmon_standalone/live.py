@@ -22,6 +22,7 @@ _LINE_S = 1.0
 _LINE_S_NO_TERMINAL = 10.0
 _STORED = (
     "SELECT (SELECT coalesce(sum(stored), 0) FROM ledger) + (SELECT coalesce(sum(samples_stored), 0) FROM watermarks)"
+    " + (SELECT coalesce(sum(samples_stored), 0) FROM folded_totals)"
 )
 
 
