@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
+from cncmon_standalone.embedded.process import die_with_parent
 from testkit.parts import browser as chromium
 from testkit.ports import free_port
 from testkit.waiting import WAIT_S_MAX
@@ -59,6 +60,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             [CNCMON, "demo", "--no-browser", "--data", str(data), "--api-port", str(port), "--seed", "1"],
             stdout=out,
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
         )
     try:
         _wait_until_live(process, log)

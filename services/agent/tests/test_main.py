@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cncmon_standalone.embedded.process import base_environ
+from cncmon_standalone.embedded.process import base_environ, die_with_parent
 from robustness.faults.small_disk import fill_up, small_disk
 from testkit.ports import free_port
 from testkit.waiting import WAIT_S_MAX, until_blocking
@@ -82,7 +82,7 @@ def running(folder: Path, **changes: str) -> Iterator[Running]:
     more = {"CNCMON_SERVICE_MONITOR_PORT": str(port), **changes}
     path = folder / f"agent-{port}.log"
     with path.open("wb") as log:
-        process = subprocess.Popen(COMMAND, env=environ(**more), stdout=log, stderr=log)
+        process = subprocess.Popen(COMMAND, env=environ(**more), stdout=log, stderr=log, preexec_fn=die_with_parent)
     try:
         agent = Running(process, path, port)
         agent.wait_for("agent made")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cncmon_standalone import backlog
+from cncmon_standalone.embedded.process import die_with_parent
 from cncmon_standalone.folder import DataFolder
 from cncmon_standalone.ports import pick
 from cncmon_standalone.state import RunState, read
@@ -73,6 +74,7 @@ def running(*arguments: str | Path, home: Path, as_normal_user: bool = False) ->
         stderr=subprocess.STDOUT if "--json" not in arguments else subprocess.PIPE,
         text=True,
         env=os.environ | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state")},
+        preexec_fn=die_with_parent,
     )
     try:
         yield process

@@ -26,7 +26,7 @@ CONNECTIONS_EACH_MAX = 3
 
 
 DATABASE_EDGES = 100
-DATABASE_DOWN_S = 30 * SIZE.calm_s
+DATABASE_DOWN_S = (30 if LONG else 10) * SIZE.calm_s
 """In the long round as many of the agents' duplicate windows as 3 h are in production: 90."""
 
 
