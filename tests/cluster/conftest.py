@@ -1,11 +1,11 @@
 """Fixtures of the tests on a real Kubernetes API."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from testkit.kubernetes import ROOT, Cluster, ControlPlane, running_cluster
+from testkit.waiting import until_blocking
 
 FILES = ROOT / "charts/cnc-monitor/files"
 
@@ -30,12 +30,12 @@ def resources(cluster: Cluster) -> Cluster:
     cluster.kubectl("apply", "--server-side", "-f", str(FILES / "crds"), "-f", str(FILES / "admission"))
     cluster.wait_established(*(f"{path.stem}.cncmon.dev" for path in (FILES / "crds").iterdir()))
     # A policy is in force some time after it is stored.
-    deadline_s = time.monotonic() + 30
-    while not cluster.kubectl(
-        "create", "--dry-run=server", "-f", "-", stdin=_BEYOND_THE_SCHEMA, check=False
-    ).returncode:
-        assert time.monotonic() < deadline_s, "the admission policy is not in force"
-        time.sleep(0.2)
+
+    def refused() -> bool:
+        tried = ("create", "--dry-run=server", "-f", "-")
+        return bool(cluster.kubectl(*tried, stdin=_BEYOND_THE_SCHEMA, check=False).returncode)
+
+    until_blocking(refused, what="the admission policy is in force")
     return cluster
 
 

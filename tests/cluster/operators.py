@@ -22,9 +22,10 @@ from cncmon_core.edge_documents import EdgeDocuments, Stored
 from cncmon_standalone.embedded.process import base_environ
 from testkit.kubernetes import ROOT, Cluster
 from testkit.ports import free_port
+from testkit.waiting import WAIT_S_MAX
 
 FILES = ROOT / "charts/cnc-monitor/files"
-WAIT_S = 20.0
+WAIT_S = WAIT_S_MAX
 
 
 class Operator:
@@ -53,13 +54,11 @@ class Operator:
         self._process.kill()
         self._process.wait()
 
-    def stop(self) -> float:
-        """Ask it to stop; return how long that took, in seconds."""
+    def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
         assert self._process is not None
-        started_s = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(15) == 0, self.log.read_text()[-3000:]
-        return time.monotonic() - started_s
+        assert self._process.wait(WAIT_S) == 0, self.log.read_text()[-3000:]
 
     @property
     def running(self) -> bool:
@@ -75,7 +74,7 @@ class Operator:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels; 0 where it has not been counted yet."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=WAIT_S) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
@@ -140,7 +139,7 @@ class Hall:
         """Let go of all Machines, as one does before the operator is removed."""
         environ = {"KUBECONFIG": str(self.cluster.kubeconfig), "CNCMON_OPERATOR_NAMESPACE": self.namespace}
         command = [sys.executable, "-P", "-m", "cncmon_operator.main", "release"]
-        done = subprocess.run(command, env=base_environ() | environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=base_environ() | environ, capture_output=True, text=True, timeout=WAIT_S)
         assert done.returncode == 0, done.stderr
 
     def apply(self, *documents: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from cncmon_standalone.embedded.process import Command
 from testkit.kubernetes import ROOT, ControlPlane, running_control_plane
 from testkit.ports import free_port
 from testkit.servers import Server
+from testkit.waiting import WAIT_S_MAX, until_blocking
 
 CONTROLLERS = (
     "deployment-controller,replicaset-controller,statefulset-controller,job-controller,"
@@ -76,11 +76,12 @@ def plane_that_makes_pods(folder: Path) -> Iterator[ControlPlane]:
             controllers.stop()
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    end_s = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end_s, what
-        time.sleep(0.2)
+def until(holds: Callable[[], bool], what: str) -> None:
+    until_blocking(holds, what=what)
+
+
+HELM_S_MAX = int(WAIT_S_MAX)
+"""What Helm gives a release to get ready, in seconds."""
 
 
 class Helm:
@@ -106,10 +107,10 @@ class Helm:
         self.config.close()
 
     def install(self, chart: Path, name: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return self.config.install(chart, name, values, namespace=self.namespace, timeout=60, **options)
+        return self.config.install(chart, name, values, namespace=self.namespace, timeout=HELM_S_MAX, **options)
 
     def upgrade(self, chart: Path, name: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return self.config.upgrade(chart, name, values, namespace=self.namespace, timeout=60, **options)
+        return self.config.upgrade(chart, name, values, namespace=self.namespace, timeout=HELM_S_MAX, **options)
 
     def names(self, kind: str) -> set[str]:
         return {one["metadata"]["name"] for one in self.plane.get(kind, "-n", self.namespace)["items"]}

@@ -16,7 +16,7 @@ import helm_python
 import pytest
 import yaml
 
-from cluster.releases import Helm, plane_that_makes_pods, until
+from cluster.releases import HELM_S_MAX, Helm, plane_that_makes_pods, until
 from testkit.charts import COMBINATIONS, EDGE, EDGE_LEAST, MONITOR, manifests
 from testkit.kubernetes import ControlPlane
 
@@ -103,7 +103,7 @@ def test_the_whole_life_of_a_release(plane: ControlPlane, helm: Helm) -> None:
     passwords = helm.secret(f"{name}-nats", "password"), helm.secret(f"{name}-database", "password")
     assert all(len(password) == 32 for password in passwords)
 
-    helm.config.test("plant", timeout=30)
+    helm.config.test("plant", timeout=HELM_S_MAX)
     assert f"{name}-test" in helm.run
 
     # An upgrade migrates before anything is changed, and keeps the passwords.
@@ -118,14 +118,14 @@ def test_the_whole_life_of_a_release(plane: ControlPlane, helm: Helm) -> None:
         helm.upgrade(MONITOR, "plant", {"nats": {"bundled": {"replicas": 3}}})
     assert plane.get("deployment", f"{name}-ingest", "-n", helm.namespace)["spec"]["replicas"] == 3
 
-    helm.config.rollback("plant", version=1, timeout=60)
+    helm.config.rollback("plant", version=1, timeout=HELM_S_MAX)
     assert plane.get("deployment", f"{name}-ingest", "-n", helm.namespace)["spec"]["replicas"] == 1
     assert passwords == (helm.secret(f"{name}-nats", "password"), helm.secret(f"{name}-database", "password"))
 
     # What holds data stays, with what opens it; so do Machines and their definitions.
     plane.kubectl("apply", "-n", helm.namespace, "-f", "-", stdin=MACHINE)
     helm.run.clear()
-    helm.config.uninstall("plant", timeout=60)
+    helm.config.uninstall("plant", timeout=HELM_S_MAX)
     assert [pod for pod in helm.run if "-release-" in pod], "nobody let go of the Machines"
     until(lambda: not helm.names("statefulsets,deployments,services,jobs,roles,networkpolicies"), "objects stay")
     assert helm.names("pvc") == claims
@@ -137,7 +137,7 @@ def test_the_whole_life_of_a_release(plane: ControlPlane, helm: Helm) -> None:
     # Installed again under its name, the release takes them over.
     helm.install(MONITOR, "plant", {"operator": {"releaseOnUninstall": False}})
     assert passwords == (helm.secret(f"{name}-nats", "password"), helm.secret(f"{name}-database", "password"))
-    helm.config.uninstall("plant", timeout=60)
+    helm.config.uninstall("plant", timeout=HELM_S_MAX)
 
 
 @pytest.mark.usefixtures("without_definitions")
@@ -163,9 +163,9 @@ def test_an_upgrade_upgrades_the_definitions(plane: ControlPlane, helm: Helm, tm
     with plane.namespace() as other, Helm(plane, other) as second:
         with pytest.raises(helm_python.HelmError, match=r"cncmon\.dev.*cannot be imported"):
             second.install(MONITOR, "second", values)
-        second.config.uninstall("second", timeout=60, ignore_not_found=True)
+        second.config.uninstall("second", timeout=HELM_S_MAX, ignore_not_found=True)
         second.install(MONITOR, "second", {"crds": {"install": False}, **values})
-    helm.config.uninstall("plant", timeout=60)
+    helm.config.uninstall("plant", timeout=HELM_S_MAX)
     assert shown() == len(columns)
 
 
@@ -184,7 +184,7 @@ def test_volumes_go_with_the_release_where_that_is_asked_for(helm: Helm) -> None
         ),
         "claims have no owner",
     )
-    helm.config.uninstall("plant", timeout=60)
+    helm.config.uninstall("plant", timeout=HELM_S_MAX)
     until(lambda: not helm.names("pvc"), "claims stay")
     assert not [name for name in helm.names("secrets") if name.startswith("plant")]
 
@@ -194,11 +194,11 @@ def test_an_edge_keeps_its_volume(helm: Helm) -> None:
     helm.install(EDGE, "line-a", EDGE_LEAST)
     until(lambda: f"{name}-0" in helm.names("pods"), "no pod")
     until(lambda: helm.names("pvc") == {f"data-{name}-0"}, "no claim")
-    helm.config.test("line-a", timeout=30)
+    helm.config.test("line-a", timeout=HELM_S_MAX)
     helm.upgrade(EDGE, "line-a", {**EDGE_LEAST, "settings": {"horizon_h": 48}})
-    helm.config.rollback("line-a", timeout=60)
+    helm.config.rollback("line-a", timeout=HELM_S_MAX)
     uid = helm.plane.get("pvc", f"data-{name}-0", "-n", helm.namespace)["metadata"]["uid"]
-    helm.config.uninstall("line-a", timeout=60)
+    helm.config.uninstall("line-a", timeout=HELM_S_MAX)
     until(lambda: not helm.names("statefulsets,pods"), "objects stay")
     helm.install(EDGE, "line-a", EDGE_LEAST)
     until(lambda: f"{name}-0" in helm.names("pods"), "no pod")
@@ -241,4 +241,4 @@ def test_the_hook_stops_the_operator_with_no_more_rights_than_it_needs(
     assert done.returncode == 0, done.stderr
     assert not [pod for pod in helm.names("pods") if pod.startswith(f"{name}-operator")]
     assert "403" in run(DEPLOYMENT=f"{name}-ingest").stderr
-    helm.config.uninstall("plant", timeout=60)
+    helm.config.uninstall("plant", timeout=HELM_S_MAX)

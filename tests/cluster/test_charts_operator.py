@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from cluster.operators import Operator
+from cluster.releases import HELM_S_MAX
 from cncmon_core import names
 from cncmon_ingest import bootstrap
 from cncmon_ingest.settings import IngestSettings
@@ -22,6 +22,7 @@ from cncmon_standalone.embedded.process import base_environ
 from testkit.charts import MONITOR, find, manifests
 from testkit.kubernetes import Cluster, ControlPlane, running_control_plane
 from testkit.servers import Server, running_nats
+from testkit.waiting import until_blocking
 
 pytestmark = pytest.mark.needs("kubernetes")
 
@@ -70,11 +71,8 @@ def as_account(plane: ControlPlane, namespace: str, account: str) -> Cluster:
     return Cluster(file)
 
 
-def until(holds: Callable[[], bool], what: Callable[[], str], seconds: float = 30) -> None:
-    end_s = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end_s, what()
-        time.sleep(0.2)
+def until(holds: Callable[[], bool], what: Callable[[], str]) -> None:
+    until_blocking(holds, what=what)
 
 
 async def buckets(url: str) -> None:
@@ -102,7 +100,7 @@ def test_the_roles_of_the_chart_are_enough_and_the_hook_lets_go(
     asyncio.run(buckets(url))
     plane.kubectl("create", "namespace", "cnc")
     config = helm_python.Config(kubeconfig_path=plane.kubeconfig, namespace="cnc")
-    config.install(MONITOR, "plant", {}, namespace="cnc", timeout=60)
+    config.install(MONITOR, "plant", {}, namespace="cnc", timeout=HELM_S_MAX)
     plane.wait_established("machines.cncmon.dev")
     operators = [
         Operator(

@@ -1,11 +1,10 @@
 """The control plane that the other tests stand on: it keeps what it had, and leaves nothing behind."""
 
-import time
-
 import psutil
 import pytest
 
 from testkit.kubernetes import ControlPlane
+from testkit.waiting import until_blocking
 
 pytestmark = pytest.mark.needs("kubernetes")
 
@@ -20,10 +19,9 @@ def test_a_killed_api_server_comes_back_with_what_was_stored(own_control_plane: 
     assert plane.get("pod", "pod")["status"]["phase"] == "Pending"
     with plane.namespace() as name:
         plane.kubectl("create", "configmap", "gone", "-n", name)
-    deadline_s = time.monotonic() + 30
-    while plane.kubectl("get", "namespace", name, check=False).returncode == 0:
-        assert time.monotonic() < deadline_s, "the namespace is not deleted"
-        time.sleep(0.2)
+    until_blocking(
+        lambda: plane.kubectl("get", "namespace", name, check=False).returncode, what="the namespace is gone"
+    )
 
 
 def test_stopped_nothing_of_it_runs(own_control_plane: ControlPlane) -> None:

@@ -16,7 +16,7 @@ from cluster.test_operator import machine
 from testkit import ingest
 from testkit.kubernetes import Cluster
 
-pytestmark = [pytest.mark.needs("kubernetes"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.needs("kubernetes")]
 
 
 class Receiver:

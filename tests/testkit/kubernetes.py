@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +17,9 @@ from typing import Any, Final
 from cncmon_standalone.embedded.process import Command, base_environ
 from testkit.ports import free_port
 from testkit.servers import Server
+from testkit.waiting import WAIT_S_MAX, until_blocking
 
 ROOT: Final = Path(__file__).parents[2]
-READY_S_MAX: Final = 60.0
 
 _CONTROLLERS = "namespace-controller,garbage-collector-controller,serviceaccount-controller"
 _names = itertools.count(1)
@@ -43,7 +42,7 @@ class Cluster:
             input=stdin,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=WAIT_S_MAX,
         )
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done
@@ -54,10 +53,15 @@ class Cluster:
 
     def wait_for(self, *arguments: str) -> None:
         """Run kubectl until it succeeds."""
-        deadline_s = time.monotonic() + READY_S_MAX
-        while (done := self.kubectl(*arguments, check=False)).returncode:
-            assert time.monotonic() < deadline_s, f"kubectl {' '.join(arguments)}: {done.stderr}"
-            time.sleep(0.1)
+        told = ""
+
+        def done() -> bool:
+            nonlocal told
+            answer = self.kubectl(*arguments, check=False)
+            told = answer.stderr
+            return not answer.returncode
+
+        until_blocking(done, what=lambda: f"kubectl {' '.join(arguments)}: {told}", every_s=0.1)
 
     def wait_established(self, *definitions: str) -> None:
         """Wait until resources are served: plural names with group. `kubectl wait` alone fails on a new definition."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from testkit.images import system_images
 from testkit.kubernetes import ROOT, Cluster
+from testkit.waiting import WAIT_S_MAX
 
 HOST: Final = "172.30.0.1"
 """This machine, as pods see it."""
@@ -78,7 +79,7 @@ class Node(Cluster):
         source: dict[str, Any] = volume.get("hostPath") or volume["local"]
         return Path(source["path"])
 
-    def wait_for_pods(self, namespace: str, *, seconds: float = 180) -> None:
+    def wait_for_pods(self, namespace: str, *, seconds: float = WAIT_S_MAX) -> None:
         """Wait until every pod of a namespace is ready, but for those that have done their work."""
         end_s = time.monotonic() + seconds
         while True:

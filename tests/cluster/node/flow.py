@@ -19,12 +19,13 @@ from robustness.validate.finding import Finding, judge
 from robustness.validate.promised import Promised, last_epoch, newest
 from testkit.node import HOST
 from testkit.ports import free_port
+from testkit.waiting import WAIT_S_MAX
 
 MACHINES = 20
 POLL_INTERVAL_MS = 100
 EDGE = "proof"
 AGENT = f"{EDGE}-cnc-edge"
-STORED_S_MAX = 120.0
+STORED_S_MAX = WAIT_S_MAX
 SAMPLES_MIN = 50
 """Of each machine, between two judgements: five seconds."""
 
@@ -51,7 +52,7 @@ class Flow:
         """Run the machines while this lasts."""
         self._simulator.start()
         try:
-            until(self.documents.exists, f"the machines run, {self._simulator.log}", 30)
+            until(self.documents.exists, f"the machines run, {self._simulator.log}")
             yield
         finally:
             self._simulator.kill()
@@ -78,9 +79,9 @@ class Flow:
         found = self.plant.machines().values()
         return sum(one["state"] != "offline" and _age_s(one) <= 3 for one in found)
 
-    def wait_until_it_flows(self, seconds: float = 120) -> float:
+    def wait_until_it_flows(self) -> float:
         """Wait until news of all machines come in; return how long that took."""
-        return until(lambda: self.stored() == MACHINES, f"news of {MACHINES} machines", seconds)
+        return until(lambda: self.stored() == MACHINES, f"news of {MACHINES} machines")
 
     def note_kill(self) -> None:
         """The agent is about to be killed: what it has neither synced nor seen acknowledged is no promise."""
@@ -95,7 +96,7 @@ class Flow:
         """
         plant = self.plant
         plant.kubectl("scale", "statefulset", AGENT, "--replicas=0")
-        until(lambda: not plant.pods("agent"), "the edge stops", 60)
+        until(lambda: not plant.pods("agent"), "the edge stops")
         accepted = self.accepted
         ends = Promised([accepted], self.killed).ends() if self.killed else dict([_newest(accepted)])
         with plant.database() as dsn:

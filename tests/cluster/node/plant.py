@@ -19,6 +19,7 @@ from testkit import images
 from testkit.kubernetes import ROOT
 from testkit.node import Node
 from testkit.ports import free_port
+from testkit.waiting import until_blocking
 
 RESTRICTED = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn", "audit")]
 
@@ -108,7 +109,7 @@ class Plant:
             env=self.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            until(lambda: _listens(local), f"{target} is not forwarded", 30)
+            until(lambda: _listens(local), f"{target} is not forwarded")
             yield local
         finally:
             process.kill()
@@ -122,12 +123,10 @@ class Plant:
             yield f"postgresql://cncmon:{password}@127.0.0.1:{port}/cncmon"
 
 
-def until(holds: Callable[[], object], what: str, seconds: float, *, every_s: float = 0.2) -> float:
+def until(holds: Callable[[], object], what: str) -> float:
     """Wait until something holds; return how long that took, in seconds."""
     began_s = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began_s < seconds, f"{what} within {seconds:g} s"
-        time.sleep(every_s)
+    until_blocking(holds, what=what, every_s=0.2)
     return time.monotonic() - began_s
 
 

@@ -74,18 +74,18 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 def test_samples_reach_the_api(compose: Compose) -> None:
     until(lambda: set(compose.machines()) == MACHINES, "samples of five machines", 120)
     for service in HEALTHY:
-        until(lambda one=service: compose.healthy(one), f"{service} is healthy", 30)  # type: ignore[misc]
+        until(lambda one=service: compose.healthy(one), f"{service} is healthy")  # type: ignore[misc]
     state = json.loads(podman("inspect", compose.container("migrate")).stdout)[0]["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)
 
 
 def test_what_is_away_is_no_longer_healthy_and_samples_go_on_when_it_is_back(compose: Compose) -> None:
     podman("stop", "--time", "10", compose.container("database"))
-    until(lambda: not compose.healthy("ingest"), "ingest says that its database is away", 30)
+    until(lambda: not compose.healthy("ingest"), "ingest says that its database is away")
     back = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     podman("start", compose.container("database"))
-    until(lambda: compose.healthy("ingest"), "ingest works again", 60)
-    until(lambda: _all_newer(compose.machines(), back), "news of all machines", 60)
+    until(lambda: compose.healthy("ingest"), "ingest works again")
+    until(lambda: _all_newer(compose.machines(), back), "news of all machines")
 
 
 def _all_newer(machines: dict[str, Any], than: str) -> bool:

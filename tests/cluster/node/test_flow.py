@@ -48,7 +48,7 @@ def flow(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]
         plant.run(
             f"helm install {EDGE} {old}/charts/cnc-edge --namespace flow --set image.tag=previous -f {flow.values()}"
         )
-        until(lambda: plant.node.kubectl("get", "crd", "machines.cncmon.dev", check=False).returncode == 0, "CRDs", 60)
+        until(lambda: plant.node.kubectl("get", "crd", "machines.cncmon.dev", check=False).returncode == 0, "CRDs")
         plant.kubectl("apply", "-f", str(flow.documents))
         plant.node.wait_for_pods("flow")
         flow.wait_until_it_flows()
@@ -76,7 +76,7 @@ def test_upgraded_and_rolled_back_with_samples_flowing(flow: Flow, plant: Plant,
         plant.run(command)
         flow.wait_until_it_flows()
         time.sleep(3)
-    until(lambda: not _images(plant, ":previous"), "all run this version", 60)
+    until(lambda: not _images(plant, ":previous"), "all run this version")
     served = plant.node.get("crd", "machines.cncmon.dev")["spec"]["versions"][0]
     ours = (ROOT / previous.DEFINITIONS / "machines.yaml").read_text()
     assert served["name"] in ours
@@ -115,7 +115,7 @@ def test_each_process_killed(flow: Flow, plant: Plant, record_property: Any) -> 
 def test_ingest_scaled_up_and_down(flow: Flow, plant: Plant, record_property: Any) -> None:
     for replicas in (4, 2):
         plant.kubectl("scale", CLOUD["ingest"], f"--replicas={replicas}")
-        until(lambda wanted=replicas: len(plant.pods("ingest")) == wanted, f"{replicas} workers", 60)  # type: ignore[misc]
+        until(lambda wanted=replicas: len(plant.pods("ingest")) == wanted, f"{replicas} workers")  # type: ignore[misc]
         plant.node.wait_for_pods("flow")
         time.sleep(5)
         took = [_messages(plant, pod["metadata"]["name"]) for pod in plant.pods("ingest")]
@@ -143,7 +143,7 @@ def test_without_its_api_server_the_edge_runs_on(flow: Flow, plant: Plant) -> No
     with plant.node.without("kube-apiserver"):
         time.sleep(20)
         assert flow.stored() == MACHINES
-    until(lambda: plant.node.kubectl("get", "--raw", "/readyz", check=False).returncode == 0, "the API server", 60)
+    until(lambda: plant.node.kubectl("get", "--raw", "/readyz", check=False).returncode == 0, "the API server")
     (after,) = plant.pods("agent")
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]
     assert after["status"]["containerStatuses"][0]["restartCount"] == 0
