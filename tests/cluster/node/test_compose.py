@@ -72,7 +72,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 def test_samples_reach_the_api(compose: Compose) -> None:
-    until(lambda: set(compose.machines()) == MACHINES, "samples of five machines", 120)
+    until(lambda: set(compose.machines()) == MACHINES, "samples of five machines")
     for service in HEALTHY:
         until(lambda one=service: compose.healthy(one), f"{service} is healthy")  # type: ignore[misc]
     state = json.loads(podman("inspect", compose.container("migrate")).stdout)[0]["State"]
