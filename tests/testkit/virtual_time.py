@@ -2,8 +2,8 @@
 
 Their event loop's clock stands still while anything is left to do, and jumps to the next timer when nothing is. So a
 test of 1.5 s ends after some milliseconds, and no other load on the machine can make anything late. It fits what runs
-within one process: sockets between two ends in it, and threads that the loop waits for, whose real time is added. It
-does not fit what waits for another process.
+within one process: sockets between two ends in it, and threads that the loop waits for, which take no time. It does not
+fit what waits for another process.
 """
 
 import asyncio
@@ -38,10 +38,7 @@ class _Selector(selectors.DefaultSelector):
         if events or (timeout is not None and timeout <= 0):
             return events
         if self.threads:
-            began_ns = _REAL["monotonic_ns"]()
-            events = super().select(_THREADS_S if timeout is None else min(timeout, _THREADS_S))
-            self.now_ns += _REAL["monotonic_ns"]() - began_ns
-            return events
+            return super().select(_THREADS_S)
         if timeout is None:
             return super().select(None)
         events = super().select(_SETTLE_S)
@@ -79,7 +76,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # type: ignore[override]  # the types of its arguments are those of its base
         self, executor: Any, func: Any, *args: Any
     ) -> asyncio.Future[Any]:
-        """Time is real while a thread works."""
+        """Time stands still while a thread works."""
         future = super().run_in_executor(executor, func, *args)
         self._clock.threads += 1
         future.add_done_callback(self._thread_done)
