@@ -249,19 +249,26 @@ class Cloud:
         """Copy every table; return the copy's name."""
         name = f"snapshot_{next(_snapshots)}"
         await self.database.execute(f"CREATE SCHEMA {name}")
-        for table in await self._tables():
+        for table in await self._filled():
             await self.database.execute(f"CREATE UNLOGGED TABLE {name}.{table} AS TABLE public.{table}")
         return name
 
     async def restore_database(self, name: str) -> None:
         """Put a copy in the place of the tables. All sessions of ingest end."""
         await self.end_sessions()
-        tables = await self._tables()
+        copied = await self.database.fetch(
+            "SELECT relname, string_agg(quote_ident(a.attname), ', ') AS columns FROM pg_class c "
+            "JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0 "
+            "JOIN pg_attribute ours ON ours.attrelid = ('public.' || relname)::regclass AND ours.attname = a.attname "
+            "WHERE relnamespace = $1::text::regnamespace AND relkind = 'r' AND ours.attgenerated = '' GROUP BY 1",
+            name,
+        )
         async with self.database.transaction():
             await self.database.execute("SET LOCAL session_replication_role = replica")
-            await self.database.execute(f"TRUNCATE {', '.join(f'public.{table}' for table in tables)}")
-            for table in tables:
-                columns = await self._columns(table)
+            # Not TRUNCATE, which makes new files for every table and index.
+            for table in await self._filled():
+                await self.database.execute(f"DELETE FROM public.{table}")
+            for table, columns in copied:
                 await self.database.execute(
                     f"INSERT INTO public.{table} ({columns}) OVERRIDING SYSTEM VALUE "
                     f"SELECT {columns} FROM {name}.{table}"
@@ -271,20 +278,16 @@ class Cloud:
         """Forget a copy."""
         await self.database.execute(f"DROP SCHEMA {name} CASCADE")
 
-    async def _tables(self) -> list[str]:
+    async def _filled(self) -> list[str]:
+        """Return the tables that hold anything, but for the one of migrations."""
         rows = await self.database.fetch(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
             "AND NOT relispartition AND relname <> 'schema_migrations' ORDER BY 1"
         )
-        return [row["relname"] for row in rows]
-
-    async def _columns(self, table: str) -> str:
-        columns: str = await self.database.fetchval(
-            "SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute "
-            "WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''",
-            f"public.{table}",
-        )
-        return columns
+        parts = [
+            f"SELECT '{row['relname']}' AS name WHERE EXISTS (SELECT FROM public.{row['relname']})" for row in rows
+        ]
+        return [row["name"] for row in await self.database.fetch(" UNION ALL ".join(parts))]
 
     async def snapshot_stream(self) -> Path:
         """Copy the server's disk."""
