@@ -18,8 +18,10 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from cncmon_core import names
+from cncmon_core.identity import identity_of
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
@@ -31,6 +33,7 @@ from cncmon_ingest.leader import leading
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 from cncmon_ingest.suspects import incoming_of
+from robustness.model.promises import Key
 from testkit.servers import Server
 
 _snapshots = itertools.count(1)
@@ -230,13 +233,24 @@ class Cloud:
     async def is_drained(self) -> bool:
         """Whether all that is in the stream is acknowledged, and nothing is being read again."""
         state = (await self.js.stream_info(names.STREAM)).state
-        for info in await self.js.consumers_info(names.STREAM):
-            given = info.delivered.stream_seq if info.delivered is not None else 0
-            if info.num_pending or info.num_ack_pending or (state.messages and given < state.last_seq):
-                return False
+        info = await self.js.consumer_info(names.STREAM, names.DURABLE)
+        given = info.delivered.stream_seq if info.delivered is not None else 0
+        if info.num_pending or info.num_ack_pending or (state.messages and given < state.last_seq):
+            return False
         return not await self.database.fetchval(
             "SELECT count(*) FROM delivery WHERE reread_from IS NOT NULL AND reread_ended IS NULL"
         )
+
+    async def batches_in_stream(self) -> set[Key]:
+        """Return the identities of the messages that the stream has."""
+        state = (await self.js.stream_info(names.STREAM)).state
+        found = set()
+        for seq in range(max(1, state.first_seq), state.last_seq + 1):
+            with contextlib.suppress(NotFoundError):
+                message = await self.js.get_msg(names.STREAM, seq, direct=True)
+                if known := identity_of(message.headers):
+                    found.add((known.epoch, known.seq, known.sha256))
+        return found
 
     async def make_stream_again(self) -> None:
         """The stream is deleted with all it holds, and made again."""
@@ -254,8 +268,11 @@ class Cloud:
         return name
 
     async def restore_database(self, name: str) -> None:
-        """Put a copy in the place of the tables. All sessions of ingest end."""
+        """Put a copy in the place of the tables. All sessions of ingest end, what they had sent included."""
         await self.end_sessions()
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        while await self.database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {others}"):
+            await asyncio.sleep(0.005)
         copied = await self.database.fetch(
             "SELECT relname, string_agg(quote_ident(a.attname), ', ') AS columns FROM pg_class c "
             "JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0 "

@@ -25,6 +25,7 @@ class DeliveryWorld:
             for number in range(edges)
         ]
         self.documents: list[tuple[int, bytes]] = []
+        self.told: dict[int, int] = {}
         self.database: str | None = None
         self.rounds_since = 0
         self.stream: Path | None = None
@@ -35,7 +36,7 @@ class DeliveryWorld:
         self.promises.check(found)
         self.promises.regressed = {key for key in self.promises.regressed if not self.promises.is_settled(key, found)}
         for key in self.promises.unsettled(found):
-            if key not in self.promises.regressed:
+            if key not in self.promises.regressed | self.promises.gone:
                 assert any(edge.holds(key) for edge in self.edges), f"{key[:2]} is neither settled nor held by its edge"
         return found
 
@@ -64,6 +65,17 @@ class DeliveryWorld:
         if await self.cloud.round():
             self.rounds_since += 1
 
+    async def flow(self, number: int, worker: int, qualities: list[Quality]) -> None:
+        """The usual way of an edge's batch, from accepting to freeing."""
+        edge = self.edges[number]
+        edge.accept(qualities)
+        edge.sync()
+        await self.publish(number, 5, loses_acks=False)
+        await self.cloud.deliver(worker, 20)
+        await self.round()
+        await self.hear(number)
+        edge.keep()
+
     async def snapshot_database(self) -> None:
         """A backup of the database."""
         if self.database is not None:
@@ -72,39 +84,62 @@ class DeliveryWorld:
         self.rounds_since = 0
 
     async def restore_database(self) -> None:
-        """The backup is put back, after the leader has written down how far the database was."""
-        if self.database is None:
+        """The backup is put back, if there is one and the leader has written down since how far the database was."""
+        if self.database is None or self.rounds_since < 2:
             return
         before = await look(self.cloud.database)
         await self.cloud.restore_database(self.database)
         after = await look(self.cloud.database)
-        self.promises.regressed |= {
+        lost = {
             key
             for key in self.promises.batches
             if self.promises.is_settled(key, before) and not self.promises.is_settled(key, after)
         }
+        self.promises.regressed |= lost
+        # What the stream has of that must be read again, and not purged before.
+        self.promises.in_stream |= lost & await self.cloud.batches_in_stream()
 
     async def snapshot_stream(self) -> None:
         """A backup of the server's disk."""
         self.stream = await self.cloud.snapshot_stream()
 
     async def restore_stream(self) -> None:
-        """The server's disk of then is back."""
+        """The server's disk of then is back, with the heartbeats of then."""
         if self.stream is not None:
             await self.cloud.restore_stream(self.stream)
+            await self._forget_stream()
+            self.told = {}
+
+    async def make_stream_again(self) -> None:
+        """Another stream takes the place of the one that was."""
+        await self.cloud.make_stream_again()
+        await self._forget_stream()
+
+    async def _forget_stream(self) -> None:
+        """What lay in the stream alone is gone, and so is what the heartbeats told of disks that are gone."""
+        self.promises.in_stream.clear()
+        found = await look(self.cloud.database)
+        self.promises.excused |= {
+            key for key in self.promises.unsettled(found) if not any(edge.holds(key) for edge in self.edges)
+        }
 
     async def replay(self) -> None:
-        """Somebody replays the dead letters, after the limit that refused some of them was raised."""
-        settings = self.cloud.settings
+        """Somebody replays the dead letters: none of them can be stored."""
         database = self.cloud.database
-        async for one in dlq.replay(database, await dlq.chosen(database, dlq.DEAD), settings):
+        async for one in dlq.replay(database, await dlq.chosen(database, dlq.DEAD), self.cloud.settings):
             assert one.error is not None, f"letter {one.id} was stored, and nothing is right about it by now"
 
+    async def beat(self, number: int) -> None:
+        """An edge sends a heartbeat."""
+        for epoch, seq in (await self.edges[number].beat(self.cloud.client)).items():
+            self.told[epoch] = max(seq, self.told.get(epoch, 0))
+
     async def lose_disk(self, number: int, folder: Path) -> None:
-        """An edge's disk is gone; it goes on with an empty one. What nobody else knew of is excused."""
+        """An edge's disk is gone; it goes on with an empty one. What no heartbeat told of is excused."""
         edge = self.edges[number]
         found = await look(self.cloud.database)
-        self.promises.excused |= {key for key in self.promises.unsettled(found) if edge.holds(key)}
+        self.promises.gone |= {key for key in self.promises.unsettled(found) if edge.holds(key)}
+        self.promises.excused |= {key for key in self.promises.gone if key[1] > self.told.get(key[0], 0)}
         self.edges[number] = ModelEdge(edge.name, folder, self.promises, self.cloud.settings.duplicate_window_s)
 
     async def settle(self) -> None:
@@ -115,13 +150,13 @@ class DeliveryWorld:
         rested = 0
         for _ in range(ROUNDS_MAX):
             await cloud.redeliver()
-            for edge in self.edges:
+            for number, edge in enumerate(self.edges):
                 edge.sync()
                 await edge.connect(cloud.js)
                 edge.keep()
                 await edge.publish(cloud.js, 1000)
                 edge.sync()
-                await edge.beat(cloud.client)
+                await self.beat(number)
             for number in (0, 1):
                 while await cloud.deliver(number, 100):
                     pass
@@ -142,6 +177,8 @@ class DeliveryWorld:
         found = await self.check()
         missing = [key[:2] for key in self.promises.unsettled(found)]
         assert not missing, f"promised, and neither stored, dead nor a gap: {missing}"
+        unread = [key[:2] for key in self.promises.in_stream if not self.promises.is_there(key, found)]
+        assert not unread, f"the stream had them, and they were not read again: {unread}"
         books = await self._books()
         assert books.balanced, f"the books don't balance: {books.unbalanced}"
         assert not books.pending, f"something is still on its way: {books.pending}"
@@ -162,5 +199,5 @@ class DeliveryWorld:
 
 
 def qualities_of(random: Random, count: int) -> list[Quality]:
-    """Return what samples of a batch are like: mostly good."""
-    return random.choices(list(Quality), weights=(8, 1, 1), k=count)
+    """Return what samples of a batch are like: mostly good, or of all kinds."""
+    return random.choices(list(Quality), weights=random.choice([(8, 1, 1), (1, 0, 0), (1, 1, 1)]), k=count)

@@ -189,23 +189,25 @@ class ModelEdge:
         note_synced(self.epochs.current, self.buffer, self.log.synced_seq)
         self.epochs.save()
 
-    async def beat(self, client: Client) -> None:
-        """Send a heartbeat."""
+    async def beat(self, client: Client) -> dict[int, int]:
+        """Send a heartbeat; return the last seq that it tells of each epoch."""
         await self._predecessor.ask(client)
         drained = self.deliveries.earlier
         here = {self.epochs.current.epoch, *(epoch.epoch for epoch in self.epochs.open)}
+        reports = [
+            *[heartbeat.unread_report(epoch) for epoch in self.epochs.open if epoch.epoch not in drained],
+            *[heartbeat.epoch_report(delivery) for delivery in drained.values()],
+            heartbeat.epoch_report(self.deliveries.current, self.batcher.samples),
+        ]
         content: dict[str, Any] = {
             "boot_id": self.boot_id,
             "time": _now(),
-            "epochs": [
-                *[heartbeat.unread_report(epoch) for epoch in self.epochs.open if epoch.epoch not in drained],
-                *[heartbeat.epoch_report(delivery) for delivery in drained.values()],
-                heartbeat.epoch_report(self.deliveries.current, self.batcher.samples),
-            ],
+            "epochs": reports,
             "gone": self._predecessor.gone(here),
         }
         key = names.edge_key(SITE, self.name)
         await client.jetstream().publish(f"$KV.{names.KV_STATUS}.{key}", msgspec.json.encode(content))
+        return {report.epoch: report.last_seq for report in reports}
 
     def drop_oldest(self) -> None:
         """The cap drops a segment."""

@@ -101,6 +101,10 @@ class Promises(AcceptedLog):
         """Lost together with the disk they were on, and nobody else knew of them."""
         self.regressed: set[Key] = set()
         """The database had them, and was restored to a time before that. At the end they are there, or a gap."""
+        self.in_stream: set[Key] = set()
+        """Those of them that the stream had. At the end they are there."""
+        self.gone: set[Key] = set()
+        """Lost with a disk. At the end they are there, or a gap, unless they are excused."""
 
     def number(self, quality: Quality) -> int:
         """Return the next sample's number."""
@@ -143,7 +147,18 @@ class Promises(AcceptedLog):
         assert not good, f"good samples are dead letters: {good}"
         for key in self.batches:
             if key[1] <= found.watermarks.get(key[0], 0):
-                assert self.is_settled(key, found), f"the watermark passed {key[:2]}, which is neither there nor a gap"
+                assert self.is_settled(key, found), (
+                    f"the watermark {found.watermarks[key[0]]} passed {key[:2]}, which is neither there nor a gap: "
+                    f"{self._state(key, found)}"
+                )
+
+    def _state(self, key: Key, found: Found) -> list[str]:
+        """Return of each sample of a batch what it is like and where it is."""
+        places = [("stored", found.stored), ("dead", found.dead)]
+        return [
+            f"{number} ({self.quality[number]}): {[name for name, numbers in places if number in numbers]}"
+            for number in self.batches[key]
+        ]
 
     def unsettled(self, found: Found) -> list[Key]:
         """Return what was promised and is neither stored, dead nor a gap."""

@@ -17,12 +17,12 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from cncmon_agent import gaps
 from robustness.model.cloud import Cloud
 from robustness.model.delivery_world import DeliveryWorld, qualities_of
-from robustness.model.promises import REFUSED_PART_COUNT
+from robustness.model.promises import REFUSED_PART_COUNT, Quality
 from testkit.ingest import settings_for
 from testkit.servers import Server
 
@@ -99,19 +99,53 @@ class DeliveryMachine(RuleBasedStateMachine):
     def publish(self, edge: int, count: int, loses_acks: bool) -> None:
         self.step(lambda: self.world.publish(edge, count, loses_acks=loses_acks))
 
-    @rule(edge=edges, worker=workers)
-    def flow(self, edge: int, worker: int) -> None:
-        """The usual way, from accepting to freeing."""
+    @initialize(first=st.integers(0, 1000), second=st.integers(0, 1000))
+    def begin(self, first: int, second: int) -> None:
+        """Both edges are at work, and known."""
 
         async def work() -> None:
-            world = self.world
-            world.edges[edge].accept(qualities_of(Random(edge), 2))
-            world.edges[edge].sync()
-            await world.publish(edge, 5, loses_acks=False)
-            await world.cloud.deliver(worker, 20)
-            await world.round()
-            await world.hear(edge)
-            world.edges[edge].keep()
+            for edge, mix in ((0, first), (1, second)):
+                self.world.edges[edge].recover()
+                await self.world.connect(edge, asks=True)
+                await self.world.beat(edge)
+                await self.world.flow(edge, 0, qualities_of(Random(mix), 2))
+
+        self.step(work)
+
+    @rule(edge=edges, worker=workers, mix=st.integers(0, 1000))
+    def flow(self, edge: int, worker: int, mix: int) -> None:
+        self.step(lambda: self.world.flow(edge, worker, qualities_of(Random(mix), 3)))
+
+    @precondition(lambda self: self.restored < 2)
+    @rule(edge=edges, batches=st.integers(1, 3), asks=st.booleans())
+    def lose_tail(self, edge: int, batches: int, asks: bool) -> None:
+        """The stream loses what it acknowledged last."""
+        self.restored += 1
+
+        async def work() -> None:
+            await self.world.snapshot_stream()
+            for _ in range(batches):
+                self.world.edges[edge].accept([Quality.GOOD])
+            self.world.edges[edge].sync()
+            await self.world.publish(edge, 20, loses_acks=False)
+            await self.world.restore_stream()
+            await self.world.connect(edge, asks=asks)
+
+        self.step(work)
+
+    @rule(edge=edges, worker=workers, flows=st.integers(1, 4), beats=st.booleans())
+    def lose_commits(self, edge: int, worker: int, flows: int, beats: bool) -> None:
+        """The database loses what it committed last, after the edge has freed it."""
+
+        async def work() -> None:
+            await self.world.round()
+            await self.world.snapshot_database()
+            for _ in range(flows):
+                await self.world.flow(edge, worker, [Quality.GOOD])
+            if beats:
+                await self.world.beat(edge)
+            await self.world.round()
+            await self.world.restore_database()
 
         self.step(work)
 
@@ -149,7 +183,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule(edge=edges)
     def beat(self, edge: int) -> None:
-        self.step(lambda: self.world.edges[edge].beat(self.world.cloud.client))
+        self.step(lambda: self.world.beat(edge))
 
     @rule(edge=edges)
     def keep(self, edge: int) -> None:
@@ -185,13 +219,12 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule()
     def make_stream_again(self) -> None:
-        self.step(self.world.cloud.make_stream_again)
+        self.step(self.world.make_stream_again)
 
     @rule()
     def snapshot_database(self) -> None:
         self.step(self.world.snapshot_database)
 
-    @precondition(lambda self: self.world.database is not None and self.world.rounds_since >= 2)
     @rule()
     def restore_database(self) -> None:
         self.step(self.world.restore_database)
@@ -201,7 +234,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     def snapshot_stream(self) -> None:
         self.step(self.world.snapshot_stream)
 
-    @precondition(lambda self: self.world.stream is not None and not self.restored)
+    @precondition(lambda self: self.world.stream is not None and self.restored < 2)
     @rule()
     def restore_stream(self) -> None:
         self.restored += 1
@@ -227,7 +260,7 @@ def servers(own_nats: Server, postgres_dsn: str, tmp_path: Path, monkeypatch: py
         loop = runner.get_loop()
         # Everything is due in every round, nothing is redelivered by itself, and no message is a suspect.
         given = settings_for(
-            postgres_dsn, duplicate_window_s=0.1, abandon_grace_s=0.0, max_deliver=100_000, stream_messages_max=60
+            postgres_dsn, duplicate_window_s=0.1, abandon_grace_s=0.0, max_deliver=100_000, stream_messages_max=16
         )
         database = runner.run(asyncpg.connect(postgres_dsn))
         runner.run(database.execute(f"ALTER TABLE sensor_data ADD CHECK (part_count <> {REFUSED_PART_COUNT})"))
