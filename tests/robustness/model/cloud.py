@@ -18,7 +18,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.errors import NotFoundError, ServerError
 
 from cncmon_core import names
 from cncmon_core.identity import identity_of
@@ -127,7 +127,7 @@ class Cloud:
         await self.end()
         self.client = Client()
         await self.client.connect(f"nats://127.0.0.1:{self._server.port}", allow_reconnect=False)
-        await bootstrap.ensure(self.client, self.settings)
+        await self._ensure()
 
     async def reset(self, pristine: str) -> None:
         """Make everything as it was at first."""
@@ -135,9 +135,20 @@ class Cloud:
         await self.end_sessions()
         for stream in await self.js.streams_info():
             await self.js.delete_stream(stream.config.name or "")
-        await bootstrap.ensure(self.client, self.settings)
+        await self._ensure()
         await self.restore_database(pristine)
         self.unacknowledged, self.skew_s = [], 0.0
+
+    async def _ensure(self) -> None:
+        """Make what is not there; the server may still be removing the files of what was."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await bootstrap.ensure(self.client, self.settings)
+                except ServerError:
+                    await asyncio.sleep(0.02)
+                else:
+                    return
 
     async def end(self) -> None:
         """Close everything."""
@@ -257,7 +268,7 @@ class Cloud:
         await self.end_sessions()
         self.unacknowledged = []
         await self.js.delete_stream(names.STREAM)
-        await bootstrap.ensure(self.client, self.settings)
+        await self._ensure()
 
     async def snapshot_database(self) -> str:
         """Copy every table; return the copy's name."""
