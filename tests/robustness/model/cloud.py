@@ -271,12 +271,21 @@ class Cloud:
         await self._ensure()
 
     async def snapshot_database(self) -> str:
-        """Copy every table; return the copy's name."""
+        """Copy every table as of one moment; return the copy's name."""
         name = f"snapshot_{next(_snapshots)}"
-        await self.database.execute(f"CREATE SCHEMA {name}")
-        for table in await self._filled():
-            await self.database.execute(f"CREATE UNLOGGED TABLE {name}.{table} AS TABLE public.{table}")
+        async with self.database.transaction(isolation="repeatable_read"):
+            await self.database.execute(f"CREATE SCHEMA {name}")
+            for table in await self._filled():
+                await self.database.execute(f"CREATE UNLOGGED TABLE {name}.{table} AS TABLE public.{table}")
         return name
+
+    async def is_older(self, name: str) -> bool:
+        """Whether a copy was made before the leader wrote down how far the database is now."""
+        older: bool = await self.database.fetchval(
+            f"SELECT EXISTS (SELECT FROM public.delivery now JOIN {name}.delivery copy USING (stream_created) "
+            "WHERE copy.committed_floor < now.committed_floor)"
+        )
+        return older
 
     async def restore_database(self, name: str) -> None:
         """Put a copy in the place of the tables. All sessions of ingest end, what they had sent included."""
@@ -331,7 +340,6 @@ class Cloud:
             shutil.copytree(copy, self._store)
 
         await self._with_server_stopped(put_back)
-        self.unacknowledged = []
 
     @property
     def _store(self) -> Path:

@@ -1,5 +1,6 @@
 """Edges and cloud together, what can happen to them, and what must hold after each step."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -84,8 +85,8 @@ class DeliveryWorld:
         self.rounds_since = 0
 
     async def restore_database(self) -> None:
-        """The backup is put back, if there is one and the leader has written down since how far the database was."""
-        if self.database is None or self.rounds_since < 2:
+        """The backup is put back, if there is one, and the leader has written down since that all is further."""
+        if self.database is None or self.rounds_since < 2 or not await self.cloud.is_older(self.database):
             return
         before = await look(self.cloud.database)
         await self.cloud.restore_database(self.database)
@@ -97,7 +98,7 @@ class DeliveryWorld:
         }
         self.promises.regressed |= lost
         # What the stream has of that must be read again, and not purged before.
-        self.promises.in_stream |= lost & await self.cloud.batches_in_stream()
+        self.promises.in_stream = self.promises.regressed & await self.cloud.batches_in_stream()
 
     async def snapshot_stream(self) -> None:
         """A backup of the server's disk."""
@@ -172,6 +173,9 @@ class DeliveryWorld:
             rested = rested + 1 if at_rest else 0
             if rested >= 3:
                 break
+            if not at_rest:
+                # What a worker had in hand when its server ended is delivered again after `ack_wait`.
+                await asyncio.sleep(0.1)
         else:
             raise AssertionError(f"not at rest after {ROUNDS_MAX} rounds: {await self._restless()}")
         found = await self.check()

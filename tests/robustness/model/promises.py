@@ -66,10 +66,12 @@ class Found(NamedTuple):
 
 async def look(connection: asyncpg.Connection) -> Found:
     """Return what the database has now."""
-    stored = await connection.fetch("SELECT active_program_line, count(*) FROM sensor_data GROUP BY 1")
-    letters = await connection.fetch("SELECT frame, headers, payload FROM dead_letters WHERE state <> 'replayed'")
-    gaps = await connection.fetch("SELECT epoch, seq_from, seq_to FROM gaps")
-    watermarks = await connection.fetch("SELECT epoch, seq FROM watermarks")
+    # One moment: what reads the stream again commits meanwhile.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        stored = await connection.fetch("SELECT active_program_line, count(*) FROM sensor_data GROUP BY 1")
+        letters = await connection.fetch("SELECT frame, headers, payload FROM dead_letters WHERE state <> 'replayed'")
+        gaps = await connection.fetch("SELECT epoch, seq_from, seq_to FROM gaps")
+        watermarks = await connection.fetch("SELECT epoch, seq FROM watermarks")
     return Found(
         dict(tuple(row) for row in stored),
         {number for row in letters for number in _numbers_of(row)},

@@ -258,9 +258,14 @@ def servers(own_nats: Server, postgres_dsn: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gaps, "UNKNOWN_S", 0.0)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
-        # Everything is due in every round, nothing is redelivered by itself, and no message is a suspect.
+        # Short, so that little fills it and nothing is waited for; and no message is a suspect.
         given = settings_for(
-            postgres_dsn, duplicate_window_s=0.1, abandon_grace_s=0.0, max_deliver=100_000, stream_messages_max=16
+            postgres_dsn,
+            duplicate_window_s=0.1,
+            ack_wait_ms=2000,
+            abandon_grace_s=0.0,
+            max_deliver=100_000,
+            stream_messages_max=16,
         )
         database = runner.run(asyncpg.connect(postgres_dsn))
         runner.run(database.execute(f"ALTER TABLE sensor_data ADD CHECK (part_count <> {REFUSED_PART_COUNT})"))
