@@ -280,19 +280,19 @@ class Cloud:
         return name
 
     async def is_older(self, name: str) -> bool:
-        """Whether a copy was made before the leader wrote down how far the database is now."""
+        """Whether a copy was made before the leader last wrote down that the database is further."""
         older: bool = await self.database.fetchval(
-            f"SELECT EXISTS (SELECT FROM public.delivery now JOIN {name}.delivery copy USING (stream_created) "
-            "WHERE copy.committed_floor < now.committed_floor)"
+            f"SELECT copy.counter < now.counter FROM public.delivery now, {name}.delivery copy"
         )
         return older
 
-    async def restore_database(self, name: str) -> None:
-        """Put a copy in the place of the tables. All sessions of ingest end, what they had sent included."""
-        await self.end_sessions()
-        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        while await self.database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {others}"):
-            await asyncio.sleep(0.005)
+    async def restore_database(self, name: str, *, ends_sessions: bool = True) -> None:
+        """Put a copy in the place of the tables. ends_sessions: of ingest, and with them what they had sent."""
+        if ends_sessions:
+            await self.end_sessions()
+            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            while await self.database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {others}"):
+                await asyncio.sleep(0.005)
         copied = await self.database.fetch(
             "SELECT relname, string_agg(quote_ident(a.attname), ', ') AS columns FROM pg_class c "
             "JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0 "
@@ -302,8 +302,11 @@ class Cloud:
         )
         async with self.database.transaction():
             await self.database.execute("SET LOCAL session_replication_role = replica")
+            filled = await self._filled()
+            if filled:
+                await self.database.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in filled)}")
             # Not TRUNCATE, which makes new files for every table and index.
-            for table in await self._filled():
+            for table in filled:
                 await self.database.execute(f"DELETE FROM public.{table}")
             for table, columns in copied:
                 await self.database.execute(

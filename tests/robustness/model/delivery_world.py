@@ -28,7 +28,6 @@ class DeliveryWorld:
         self.documents: list[tuple[int, bytes]] = []
         self.told: dict[int, int] = {}
         self.database: str | None = None
-        self.rounds_since = 0
         self.stream: Path | None = None
 
     async def check(self) -> Found:
@@ -63,8 +62,7 @@ class DeliveryWorld:
 
     async def round(self) -> None:
         """The leader makes a round."""
-        if await self.cloud.round():
-            self.rounds_since += 1
+        await self.cloud.round()
 
     async def flow(self, number: int, worker: int, qualities: list[Quality]) -> None:
         """The usual way of an edge's batch, from accepting to freeing."""
@@ -82,14 +80,13 @@ class DeliveryWorld:
         if self.database is not None:
             await self.cloud.drop_snapshot(self.database)
         self.database = await self.cloud.snapshot_database()
-        self.rounds_since = 0
 
-    async def restore_database(self) -> None:
+    async def restore_database(self, *, ends_sessions: bool) -> None:
         """The backup is put back, if there is one, and the leader has written down since that all is further."""
-        if self.database is None or self.rounds_since < 2 or not await self.cloud.is_older(self.database):
+        if self.database is None or not await self.cloud.is_older(self.database):
             return
         before = await look(self.cloud.database)
-        await self.cloud.restore_database(self.database)
+        await self.cloud.restore_database(self.database, ends_sessions=ends_sessions)
         after = await look(self.cloud.database)
         lost = {
             key

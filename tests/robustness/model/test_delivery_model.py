@@ -133,8 +133,8 @@ class DeliveryMachine(RuleBasedStateMachine):
 
         self.step(work)
 
-    @rule(edge=edges, worker=workers, flows=st.integers(1, 4), beats=st.booleans())
-    def lose_commits(self, edge: int, worker: int, flows: int, beats: bool) -> None:
+    @rule(edge=edges, worker=workers, flows=st.integers(1, 4), beats=st.booleans(), ends_sessions=st.booleans())
+    def lose_commits(self, edge: int, worker: int, flows: int, beats: bool, ends_sessions: bool) -> None:
         """The database loses what it committed last, after the edge has freed it."""
 
         async def work() -> None:
@@ -145,7 +145,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             if beats:
                 await self.world.beat(edge)
             await self.world.round()
-            await self.world.restore_database()
+            await self.world.restore_database(ends_sessions=ends_sessions)
 
         self.step(work)
 
@@ -225,9 +225,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     def snapshot_database(self) -> None:
         self.step(self.world.snapshot_database)
 
-    @rule()
-    def restore_database(self) -> None:
-        self.step(self.world.restore_database)
+    @rule(ends_sessions=st.booleans())
+    def restore_database(self, ends_sessions: bool) -> None:
+        self.step(lambda: self.world.restore_database(ends_sessions=ends_sessions))
 
     @precondition(lambda self: self.world.stream is None)
     @rule()
