@@ -293,6 +293,16 @@ class Cloud:
             others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             while await self.database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {others}"):
                 await asyncio.sleep(0.005)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await self._put_back(name)
+                except asyncpg.DeadlockDetectedError:
+                    # With a session of ingest that goes on.
+                    continue
+                return
+
+    async def _put_back(self, name: str) -> None:
         copied = await self.database.fetch(
             "SELECT relname, string_agg(quote_ident(a.attname), ', ') AS columns FROM pg_class c "
             "JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0 "
