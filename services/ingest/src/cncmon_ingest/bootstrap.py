@@ -17,6 +17,12 @@ ACK_PENDING_PER_WORKER = 4
 CONFIG_HISTORY = 8
 """Configurations of an edge kept, to go back to."""
 
+BUCKET_DUPLICATES_S = 120
+"""JetStream's own duplicate window of a bucket."""
+
+SHARE = ("max_msgs_per_subject", "discard_new_per_subject")
+"""Fields of the stream that are also changed where they are to be switched off."""
+
 
 async def ensure(client: Client, settings: IngestSettings) -> None:
     """Make or update stream `CNC_DATA`, durable `PROCESSOR` and the KV buckets. Safe to run at any time, by anyone."""
@@ -45,6 +51,9 @@ def stream_config(settings: IngestSettings) -> api.StreamConfig:
         duplicate_window=settings.duplicate_window_s,
         num_replicas=settings.stream_replicas,
         allow_direct=True,
+        # An edge that publishes faster than the database commits is refused before it takes everybody's room.
+        max_msgs_per_subject=settings.stream_messages_per_edge_max or -1,
+        discard_new_per_subject=settings.stream_messages_per_edge_max > 0,
     )
 
 
@@ -55,9 +64,11 @@ async def _ensure_stream(js: JetStreamContext, wanted: api.StreamConfig) -> None
         await js.add_stream(wanted)
         log.info("stream made", stream=names.STREAM, subjects=wanted.subjects)
         return
-    if _differences(wanted, found):
+    changed = _differences(wanted, found)
+    changed += [name for name in SHARE if name not in changed and getattr(found, name) != getattr(wanted, name)]
+    if changed:
         await js.update_stream(wanted)
-        log.info("stream updated", stream=names.STREAM, changed=_differences(wanted, found))
+        log.info("stream updated", stream=names.STREAM, changed=changed)
 
 
 def _differences(wanted: Any, found: Any) -> list[str]:
@@ -95,8 +106,19 @@ async def _ensure_consumer(js: JetStreamContext, settings: IngestSettings) -> No
 
 
 async def _ensure_bucket(js: JetStreamContext, bucket: str, ttl_s: int, history: int, replicas: int) -> None:
+    """Make a bucket, or bring what we set of an existing one up to date; its entries stay."""
+    republish = api.RePublish(src=f"$KV.{bucket}.>", dest=f"cncmon.kv.{bucket}.>")
+    wanted = {
+        "max_age": float(ttl_s),
+        "max_msgs_per_subject": history,
+        "num_replicas": replicas,
+        "allow_direct": True,
+        # No longer than an entry lives, or the server refuses it; its default is 2 minutes.
+        "duplicate_window": float(min(ttl_s or BUCKET_DUPLICATES_S, BUCKET_DUPLICATES_S)),
+        "republish": republish,
+    }
     try:
-        await js.stream_info(f"KV_{bucket}")
+        found = (await js.stream_info(f"KV_{bucket}")).config
     except NotFoundError:
         await js.create_key_value(
             api.KeyValueConfig(
@@ -106,7 +128,11 @@ async def _ensure_bucket(js: JetStreamContext, bucket: str, ttl_s: int, history:
                 storage=api.StorageType.FILE,
                 replicas=replicas,
                 direct=True,
-                republish=api.RePublish(src=f"$KV.{bucket}.>", dest=f"cncmon.kv.{bucket}.>"),
+                republish=republish,
             )
         )
         log.info("bucket made", bucket=bucket)
+        return
+    if changed := [name for name, value in wanted.items() if (getattr(found, name) or 0) != value]:
+        await js.update_stream(found.evolve(**wanted))
+        log.info("bucket updated", bucket=bucket, changed=changed)
