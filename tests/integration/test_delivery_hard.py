@@ -35,17 +35,16 @@ from cncmon_ingest import leader, store, stream_position, worker
 from cncmon_ingest.advance import CANDIDATES, advance
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded, Incoming, Limits, decode
-from cncmon_ingest.errors import OutageError
+from cncmon_ingest.errors import NotConnectedError
 from cncmon_ingest.main import run_worker
 from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store
 from testkit import agent as agents
 from testkit import ingest
+from testkit.acks import Acks
 from testkit.ingest import drained, frame, publish_batch, publish_plain, replay_all, running_ingest, settings_for, until
 from testkit.servers import Postgres, Server
 from testkit.waiting import WAIT_S_MAX
-
-ADVISORY = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
 
 
 async def count(database: asyncpg.Connection, table: str = "sensor_data") -> int:
@@ -57,17 +56,6 @@ async def connected(server: Server) -> Client:
     client = Client()
     await client.connect(f"nats://127.0.0.1:{server.port}", allow_reconnect=False)
     return client
-
-
-async def given_up(client: Client) -> list[bytes]:
-    """Return a list that grows with every message that JetStream stops delivering."""
-    heard: list[bytes] = []
-
-    async def on_advisory(message: Any) -> None:
-        heard.append(message.data)
-
-    await client.subscribe(ADVISORY, cb=on_advisory)
-    return heard
 
 
 def raw_publish(port: int, subject: bytes, payload: bytes, headers: dict[str, str] | None = None) -> None:
@@ -142,9 +130,9 @@ async def test_delivery_b8_a_frozen_database_costs_no_delivery(
     connection = await asyncpg.connect(own_postgres.dsn)
     await migrate(connection)
     await connection.close()
-    settings = settings_for(own_postgres.dsn, ack_wait_ms=1500)
+    settings = settings_for(own_postgres.dsn, ack_wait_ms=4500)
     await ingest.prepare(nats_client, settings)
-    heard = await given_up(nats_client)
+    acks = await Acks.of(nats_client)
     async with running_ingest(nats_url, settings):
         await publish_plain(nats_client, join([frame(0)]))
         await until(lambda: drained(nats_client))
@@ -152,9 +140,10 @@ async def test_delivery_b8_a_frozen_database_costs_no_delivery(
         try:
             for number in range(1, 6):
                 await publish_plain(nats_client, join([frame(number)]))
-            await asyncio.sleep(8)
+            # Five messages, kept every third of ack_wait, for twice as long as it.
+            await acks.more("+WPI", 5 * 6)
             info = await nats_client.jetstream().consumer_info(names.STREAM, names.DURABLE)
-            assert (info.num_redelivered, heard) == (0, [])
+            assert (info.num_redelivered, acks.count("-NAK")) == (0, 0)
         finally:
             own_postgres.resume()
         await until(lambda: drained(nats_client))
@@ -168,13 +157,13 @@ async def test_delivery_b8_a_late_write_of_the_leader_is_no_sign_that_others_com
 ) -> None:
     settings = settings_for(postgres_dsn, ack_wait_ms=1500, hold_retry_ms_max=300)
     await ingest.prepare(nats_client, settings)
-    heard = await given_up(nats_client)
+    acks = await Acks.of(nats_client)
     away = False
     write = Store.write
 
     async def writing(self: Store, messages: Sequence[Decoded]) -> store.Outcome:
         if away:
-            raise OutageError("away")
+            raise NotConnectedError("away")
         return await write(self, messages)
 
     monkeypatch.setattr(Store, "write", writing)
@@ -186,11 +175,12 @@ async def test_delivery_b8_a_late_write_of_the_leader_is_no_sign_that_others_com
             await publish_plain(nats_client, join([frame(number)]))
         await asyncio.sleep(0.3)
         await (await nats_client.jetstream().key_value(names.KV_WATERMARK)).put("hall.e1", b"late")
-        await asyncio.sleep(6)
+        # Twenty messages, kept every third of ack_wait: long enough for several looks at what others do.
+        await acks.more("+WPI", 20 * 8)
+        assert acks.count("-NAK") == 0
         away = False
         await until(lambda: drained(nats_client))
     assert await count(database) == 21
-    assert heard == []
 
 
 async def test_delivery_b8_portions_one_after_another_cost_no_delivery(
@@ -232,7 +222,7 @@ async def test_delivery_b8_one_row_that_fails_strangely_takes_no_neighbour_along
     )
     settings = settings_for(postgres_dsn, ack_wait_ms=1200, hold_retry_ms_max=200, fetch_messages=50)
     await ingest.prepare(nats_client, settings)
-    heard = await given_up(nats_client)
+    acks = await Acks.of(nats_client)
     for number in range(20):
         await publish_batch(nats_client, number + 1, [frame(number)])
     seq = 21
@@ -242,10 +232,10 @@ async def test_delivery_b8_one_row_that_fails_strangely_takes_no_neighbour_along
             seq += 1
             await asyncio.sleep(0.1)
         assert await count(database) >= 40, "others go on"
+        assert acks.count("-NAK") == 0, "the fault goes along with the messages"
         await database.execute("DROP TRIGGER no ON sensor_data")
         await until(lambda: drained(nats_client))
     assert await count(database) == seq - 1
-    assert heard == []
 
 
 async def test_delivery_a5_a_document_never_says_that_the_consumers_passed_what_is_committed(

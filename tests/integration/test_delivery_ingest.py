@@ -19,7 +19,7 @@ from cncmon_core import identity, names
 from cncmon_core.events import Event, encode_event
 from cncmon_core.frames import join
 from cncmon_core.watermark import Watermark, decode_watermark
-from cncmon_ingest import dlq, leader
+from cncmon_ingest import dlq, hold, leader, worker
 from cncmon_ingest.advance import advance
 from cncmon_ingest.care import care_for_stream
 from cncmon_ingest.connection import connect
@@ -27,7 +27,9 @@ from cncmon_ingest.decode import Incoming, Limits, decode
 from cncmon_ingest.errors import NotConnectedError, OutageError
 from cncmon_ingest.migrate import migrate
 from cncmon_ingest.store import Store
+from cncmon_ingest.suspects import incoming_of
 from testkit import ingest
+from testkit.acks import Acks
 from testkit.fixtures import on_both_servers
 from testkit.ingest import (
     EPOCH,
@@ -103,6 +105,29 @@ async def test_delivery_b1_a_stream_whose_clock_jumps_doubles_nothing(
     store.close()
     assert await count(database) == 2 + 5
     assert await count(database, "dead_letters") == 0
+
+
+async def test_delivery_b1_nothing_is_acknowledged_before_it_is_committed(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """The transaction waits for a lock: until it has it, all that JetStream hears is that it is being worked on."""
+    settings = settings_for(postgres_dsn, ack_wait_ms=3000)
+    await ingest.prepare(nats_client, settings)
+    holder = await asyncpg.connect(postgres_dsn)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
+    acks = await Acks.of(nats_client)
+    await publish_batch(nats_client, 1, [frame(1)])
+    await nats_client.jetstream().publish("CNC_DATA.hall.e1", b"x", headers={identity.EPOCH: "-5", identity.SEQ: "1"})
+    async with running_ingest(nats_url, settings, leader=False):
+        # On the connection that acknowledgements take, so they would have come before.
+        await acks.more("+WPI", 4)
+        assert (acks.final(1), acks.final(2)) == ([], [])
+        await transaction.rollback()
+        await until(lambda: drained(nats_client))
+    await holder.close()
+    assert (acks.final(1), acks.final(2)) == (["+ACK"], ["+TERM"])
 
 
 @on_both_servers
@@ -281,18 +306,36 @@ async def test_delivery_b3_a_stream_made_anew_counts_from_one_again(
 # --- B6, B7: judging data ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("right", ["stream", "database"])
 async def test_delivery_b6_now_is_the_later_of_stream_and_database(
-    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    nats_client: Client,
+    nats_url: str,
+    postgres_dsn: str,
+    database: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    right: str,
 ) -> None:
-    """An ingest pod whose clock is a day slow must not refuse a plant."""
+    """An ingest pod whose clock is a day slow must not refuse a plant, even if one of the two others is as slow."""
+    day = timedelta(days=1)
+    place = incoming_of
 
     class Slow(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> "Slow":
-            return super().now(tz) - timedelta(days=1)
+            return super().now(tz) - day
+
+    def slow_stream(message: Any) -> Incoming:
+        return place(message)._replace(stored_at=place(message).stored_at - day)
+
+    async def slow_database(_store: Store) -> timedelta:
+        return timedelta(0)
 
     monkeypatch.setattr("cncmon_ingest.worker.datetime", Slow)
     monkeypatch.setattr("cncmon_ingest.store.datetime", Slow)
+    if right == "database":
+        monkeypatch.setattr(worker, "incoming_of", slow_stream)
+    else:
+        monkeypatch.setattr(Store, "clock_offset", slow_database)
     settings = settings_for(postgres_dsn)
     await ingest.prepare(nats_client, settings)
     await publish_plain(nats_client, join([frame(1, timestamp=datetime.now(UTC).isoformat())]))
@@ -341,6 +384,28 @@ async def test_delivery_b7_what_the_database_refuses_is_found_and_buried(
     assert tuple(row) == (650, 2)
 
 
+async def test_delivery_b7_a_frame_that_the_decoder_refused_shifts_no_number(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """Rows are fewer than frames then: the letter of a row has the number and the bytes of its own frame."""
+    await database.execute("ALTER TABLE sensor_data ADD CHECK (part_count < 1000)")
+    settings = settings_for(postgres_dsn)
+    await ingest.prepare(nats_client, settings)
+    bad = frame(3, part_count=5000)
+    await publish_batch(nats_client, 1, [b"{", frame(1), frame(2), bad, frame(4), b"}", frame(6)])
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client))
+    rows = await database.fetch("SELECT active_program_line AS line FROM sensor_data ORDER BY 1")
+    assert [row["line"] for row in rows] == [1, 2, 4, 6]
+    letters = await database.fetch("SELECT frame, reason, payload FROM dead_letters ORDER BY frame")
+    assert [(row["frame"], row["reason"]) for row in letters] == [
+        (0, "malformed_json"),
+        (3, "refused_by_database"),
+        (5, "malformed_json"),
+    ]
+    assert [row["payload"] for row in letters] == [b"{", bad, b"}"]
+
+
 # --- B8: hold ----------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +437,75 @@ async def test_delivery_b8_database_away_is_a_hold_and_nothing_else(
     assert await count(connection) == 29
     assert await count(connection, "dead_letters") == 0
     await connection.close()
+
+
+async def test_delivery_b8_what_is_held_is_kept_and_nothing_is_fetched(
+    nats_client: Client, nats_url: str, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is in hand is kept with in_progress; what comes meanwhile stays for others, in the stream."""
+    settings = settings_for(postgres_dsn, ack_wait_ms=4500, hold_retry_ms_max=200)
+    await ingest.prepare(nats_client, settings)
+    acks = await Acks.of(nats_client)
+
+    async def away(*_: Any) -> None:
+        raise NotConnectedError("the database is away")
+
+    async with running_ingest(nats_url, settings, leader=False) as (one,):
+        await publish_batch(nats_client, 1, [frame(1)])
+        await until(lambda: drained(nats_client))
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "_connected", away)
+            await publish_batch(nats_client, 2, [frame(2)])
+            # A third of ack_wait apart: the pull request is withdrawn by then.
+            await acks.more("+WPI", 3)
+            for seq in range(3, 8):
+                await publish_batch(nats_client, seq, [frame(seq)])
+            await acks.more("+WPI", 2)
+            info = await nats_client.jetstream().consumer_info(names.STREAM, names.DURABLE)
+            assert (info.num_pending, info.num_ack_pending, info.num_redelivered) == (5, 1, 0)
+            assert acks.final(2) == []
+        await until(lambda: drained(nats_client))
+    assert [acks.final(seq) for seq in range(2, 8)] == [["+ACK"]] * 6
+
+
+async def test_delivery_b8_one_delivery_is_no_sign_that_others_commit(nats_client: Client, postgres_dsn: str) -> None:
+    """A worker that has not noticed the outage yet may be given something once."""
+    await ingest.prepare(nats_client, settings_for(postgres_dsn))
+    js = nats_client.jetstream()
+    others = hold._Progress(js, names.DURABLE, 0.0)
+    subscription = await js.pull_subscribe_bind(names.DURABLE, names.STREAM)
+    for seq in range(1, 6):
+        await publish_batch(nats_client, seq, [frame(seq)])
+    seen = []
+    for takes in (False, True, False, True, True):
+        if takes:
+            await subscription.fetch(1, timeout=30)
+        seen.append(await others.seen())
+    assert seen == [False, False, False, False, True], "two looks in a row that find more"
+
+
+async def test_delivery_b8_a_worker_is_given_more_than_it_commits_at_once(
+    nats_client: Client, nats_url: str, postgres_dsn: str
+) -> None:
+    """With one fetch in hand and none on the way, each commit would wait for the network."""
+    settings = settings_for(postgres_dsn, fetch_messages=10, workers_max=1)
+    await ingest.prepare(nats_client, settings)
+    holder = await asyncpg.connect(postgres_dsn)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
+    js = nats_client.jetstream()
+    for seq in range(1, 31):
+        await publish_batch(nats_client, seq, [frame(seq)])
+
+    async def in_flight() -> bool:
+        return bool((await js.consumer_info(names.STREAM, names.DURABLE)).num_ack_pending == 20)
+
+    async with running_ingest(nats_url, settings, leader=False):
+        await until(in_flight)
+        await transaction.rollback()
+        await until(lambda: drained(nats_client))
+    await holder.close()
 
 
 async def test_delivery_b8_a_worker_cut_off_alone_gives_its_messages_back(
