@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -14,6 +15,7 @@ from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.names import parse
 from cncmon_agent.buffer.spool import Spool, SpoolSettings
 from cncmon_core import frames
+from robustness.model.disk import SimulatedDisk
 
 SEGMENT = 32 << 10
 SETTINGS = SpoolSettings(segment_bytes=SEGMENT, spool_bytes_max=10 * SEGMENT, reserve_bytes=0)
@@ -102,6 +104,34 @@ def sync(spool: Spool) -> None:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix == ".seg")
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("failures", [1, 3])
+def test_delivery_a2_what_recovery_could_not_sync_is_written_elsewhere(failures: int, seed: int) -> None:
+    """FAULT 6 at a start: what only the page cache has must be safe before its source is freed; a second sync lies."""
+    simulated, left = SimulatedDisk(), failures
+
+    def started() -> Spool:
+        spool = Spool(Path("/spool"), SETTINGS, simulated)
+        for piece in spool.recover_steps():
+            piece.run()
+            piece.install()
+        return spool
+
+    def fail(call: str, _path: Path | None) -> None:
+        nonlocal left
+        if call == "fdatasync" and left:
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    batches = fill(started().begin(7), 5)
+    simulated.end_process()
+    simulated.on_call = fail
+    assert list(started().earlier[7]) == batches
+    assert left == 0
+    simulated.cut_power(Random(seed), keep=0.0)
+    assert list(started().earlier[7]) == batches
 
 
 def test_an_earlier_epoch_is_there_when_it_is_scanned(start) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from cncmon_agent.buffer.disk import DiskCalls
-from cncmon_agent.buffer.names import SegmentName
+from cncmon_agent.buffer.names import UNFINISHED_SUFFIX, SegmentName
 from cncmon_agent.buffer.quarantine import Quarantine
 from cncmon_agent.buffer.reading import PASSING
 from cncmon_agent.buffer.scan import Found, scan
@@ -18,12 +18,15 @@ from cncmon_agent.buffer.store import Store
 ATTEMPTS: Final = 10
 """How often a file is tried that can't be opened for a reason that may pass, such as too many open files."""
 
+COPY_BYTES: Final = 1 << 20
+"""Read and written at a time where a file is rewritten."""
+
 
 class Leftover(msgspec.Struct, eq=False):
     """A segment file of an earlier start. found: what the scan found; None before it and when the file can't be opened.
 
     done: its scan is installed. dropped: its file was needed before that. retry: it could not be opened, for a reason
-    that may pass.
+    that may pass, or be made durable. failed: a sync of it failed, so that no later one proves anything.
     """
 
     name: SegmentName
@@ -34,6 +37,7 @@ class Leftover(msgspec.Struct, eq=False):
     done: bool = False
     dropped: bool = False
     retry: bool = False
+    failed: bool = False
 
     @property
     def path(self) -> Path:
@@ -49,12 +53,46 @@ class Leftover(msgspec.Struct, eq=False):
             self.retry = error.errno in PASSING
             return
         try:
-            with suppress(OSError):
-                # After a mere crash of the process this may be in memory only; it is reported as safe from now on.
-                disk.fdatasync(fd)
+            # After a mere crash of the process this may be in memory only; it is reported as safe from now on.
+            self.retry = not self._make_durable(disk, fd)
             self.found = scan(disk, fd, self.name, self.file_bytes)
         finally:
             disk.close(fd)
+
+    def _make_durable(self, disk: DiskCalls, fd: int) -> bool:
+        """Sync the file; where the disk fails at that, write what it holds into another that takes its place.
+
+        A sync after a failed one may succeed without having written anything (see `appender`).
+        """
+        if not self.failed:
+            try:
+                disk.fdatasync(fd)
+            except OSError:
+                self.failed = True
+            else:
+                return True
+        unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
+        try:
+            self._copy(disk, fd, unfinished)
+            disk.rename(unfinished, self.path)
+            disk.sync_folder(self.folder)
+        except OSError:
+            with suppress(OSError):
+                disk.unlink(unfinished)
+            return False
+        self.failed = False
+        return True
+
+    def _copy(self, disk: DiskCalls, fd: int, path: Path) -> None:
+        copy = disk.open(path, write=True, create=True)
+        try:
+            at = 0
+            while data := disk.pread(fd, min(COPY_BYTES, self.file_bytes - at), at):
+                disk.pwrite(copy, data, at)
+                at += len(data)
+            disk.fdatasync(copy)
+        finally:
+            disk.close(copy)
 
 
 class Recovery:
@@ -137,6 +175,7 @@ def assemble(store: Store, quarantine: Quarantine, leftovers: Iterable[Leftover]
     for left in leftovers:
         if left.dropped:
             continue
+        store.counters.sync_errors += left.failed
         if left.found is None or left.found.newer:
             store.counters.read_errors += left.found is None
             store.counters.newer_files += left.found is not None
