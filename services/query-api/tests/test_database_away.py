@@ -10,7 +10,7 @@ import pytest
 from cncmon_api import samples
 from cncmon_ingest.migrate import migrate
 from testkit.servers import running_postgres
-from testkit.waiting import WAIT_S_MAX
+from testkit.waiting import WAIT_S_MAX, until
 
 
 @pytest.fixture
@@ -182,17 +182,22 @@ async def test_a_query_that_takes_too_long_is_ended(start_api, database_dsn):
 
 
 async def test_slow_requests_do_not_stop_live(start_api, database_dsn, monkeypatch):
-    slow_sql = samples._SQL.replace("FROM sensor_data", "FROM sensor_data, pg_sleep(1.5) AS nap")
+    slow_sql = samples._SQL.replace("FROM sensor_data", "FROM sensor_data, pg_advisory_xact_lock_shared(7) AS nap")
     monkeypatch.setattr(samples, "_SQL", slow_sql)
     api = await start_api(pool_size=2, database_timeout_ms=300)
+    blocker = await asyncpg.connect(database_dsn)
+    await blocker.execute("SELECT pg_advisory_lock(7)")
     await add(database_dsn, 4)
     async with api.live(machines="m1") as stream:
         await stream.event("samples")
         slow = asyncio.create_task(api.get("/api/v1/machines/m1/samples"))
-        await asyncio.sleep(0.2)
+        await until(
+            lambda: blocker.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        )
         await add(database_dsn, 5)
-        assert (await stream.event("samples", 1)).data["samples"][0]["temperature"] == 5
+        assert (await stream.event("samples")).data["samples"][0]["temperature"] == 5
         refused = await api.get("/api/v1/machines/m1/samples")
         assert (refused.status_code, refused.json()["title"]) == (503, "Too many requests at once")
         assert not slow.done()
+    await blocker.close()
     assert (await slow).status_code == 200
