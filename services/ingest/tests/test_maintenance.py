@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from cncmon_ingest import compression, maintenance
+from cncmon_ingest import compression, maintenance, rows
 from cncmon_ingest.maintenance import LOCK_KEY, Maintainer, make_partitions_ahead
+from cncmon_ingest.partitions import Partitions
 from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
 from testkit.waiting import until
@@ -53,6 +54,22 @@ async def test_many_ask_for_the_same_partition_at_once(postgres_dsn: str, databa
     await database.execute("INSERT INTO sensor_data (time, machine_id) VALUES ($1, 'm1')", moment)
     for one in many:
         await one.close()
+
+
+async def test_delivery_b6_of_many_partitions_each_is_made_for_itself(database: asyncpg.Connection) -> None:
+    """In one transaction two hundred can take longer than that may, and every try would begin at the first again."""
+    first = datetime(2011, 3, 1, tzinfo=UTC)
+    days = [(first - rows.EPOCH).days + number for number in range(5)]
+    in_the_way = "CREATE TABLE in_the_way PARTITION OF sensor_data FOR VALUES FROM ('2011-03-04') TO ('2011-03-05')"
+    await database.execute(in_the_way)
+    with pytest.raises(asyncpg.PostgresError, match="overlap"):
+        await Partitions().ensure(database, days)
+    names = {row["name"] for row in await database.fetch(PARTITIONS)}
+    assert names >= {f"sensor_data_p2011030{number}" for number in (1, 2, 3)}, "what was made stays made"
+    await database.execute("DROP TABLE in_the_way")
+    await Partitions().ensure(database, days)
+    names = {row["name"] for row in await database.fetch(PARTITIONS)}
+    assert names >= {f"sensor_data_p2011030{number}" for number in range(1, 6)}
 
 
 async def test_a_partition_has_what_the_table_was_given_since(database: asyncpg.Connection) -> None:

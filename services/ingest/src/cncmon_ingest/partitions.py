@@ -23,13 +23,11 @@ class Partitions:
             asyncpg.PostgresError
         """
         missing = sorted(set(days) - self._known)
-        if not missing:
-            return
         for day in missing:
             await ensure_partition(connection, rows.TABLE, rows.beginning(day * rows.TICKS_A_DAY))
+            self._known.add(day)
         if len(self._known) > REMEMBERED_MAX:
             self._known.clear()
-        self._known.update(missing)
 
     def forget(self) -> None:
         """Look again next time: retention may have dropped one."""

@@ -15,6 +15,7 @@ from cncmon_core import logs
 from cncmon_ingest import metrics, rollup_sql, rows
 from cncmon_ingest.errors import speaks_of_data
 from cncmon_ingest.intervals import Interval, Window, changes, filled, merged, replaced
+from cncmon_ingest.partitions import REMEMBERED_MAX, ensure_partition
 
 log = logs.get(__name__)
 
@@ -59,6 +60,8 @@ class Rollups:
     def __init__(self, stale_after: timedelta) -> None:
         self._stale_after = stale_after
         self._budget = BUDGET_MIN * 10
+        self._made: set[tuple[str, datetime]] = set()
+        """Table and day whose partition was made or found; a round looks again within its transaction."""
 
     async def catch_up(self, connection: asyncpg.Connection, last: int = MARK_MAX) -> Round:
         """Do one round, of marks up to the id `last`.
@@ -102,31 +105,58 @@ class Rollups:
             return Round(1, [], left=True)
 
     async def _round(self, connection: asyncpg.Connection, last: int, budget: int, marks_max: int) -> Round:
+        await self._make_partitions(connection, (await _plan(connection, last, budget, marks_max)).ranges)
         async with connection.transaction():
-            marks = [
-                _Mark(*row)
-                for row in await connection.fetch(
-                    "SELECT id, machine_ids, from_time, to_time FROM dirty_ranges WHERE failure IS NULL "
-                    "AND id <= $2 ORDER BY to_time DESC, id LIMIT $1",
-                    *(marks_max, last),
-                )
-            ]
-            taken = list(_within(marks, budget))
+            # Once more, so that the samples are read after the marks.
+            marks, taken, ranges = await _plan(connection, last, budget, marks_max)
             if not taken:
                 return Round(0, [], left=False)
-            floor = await connection.fetchval(
-                "SELECT nullif(dropped_to, '-infinity') FROM storage WHERE name = 'sensor_data'"
-            ) or datetime.min.replace(tzinfo=UTC)
-            ranges = coalesced(
-                Range(machine_id, max(mark.begins, floor), mark.ends)
-                for mark in taken
-                for machine_id in mark.machine_ids
-                if mark.ends > floor
-            )
             await recompute(connection, ranges, self._stale_after)
             await _forget(connection, marks, taken)
         whole = taken == marks and len(marks) < marks_max
         return Round(len(taken), ranges, left=not whole)
+
+    async def _make_partitions(self, connection: asyncpg.Connection, ranges: Sequence[Range]) -> None:
+        """Make the partitions that a round needs, each in a transaction of its own: late data may be of many days."""
+        for table, width_s, _ in rollup_sql.LEVELS:
+            for day in _days_of(coalesced(_widened(ranges, timedelta(seconds=width_s)))):
+                if (table, day) not in self._made:
+                    await ensure_partition(connection, table, day)
+                    self._made.add((table, day))
+        if len(self._made) > REMEMBERED_MAX:
+            self._made.clear()
+
+
+class _Plan(NamedTuple):
+    """The marks that there are, what of them one round takes, and the ranges that this makes."""
+
+    marks: list[_Mark]
+    taken: list[_Mark]
+    ranges: list[Range]
+
+
+async def _plan(connection: asyncpg.Connection, last: int, budget: int, marks_max: int) -> _Plan:
+    marks = [
+        _Mark(*row)
+        for row in await connection.fetch(
+            "SELECT id, machine_ids, from_time, to_time FROM dirty_ranges WHERE failure IS NULL "
+            "AND id <= $2 ORDER BY to_time DESC, id LIMIT $1",
+            *(marks_max, last),
+        )
+    ]
+    taken = list(_within(marks, budget))
+    if not taken:
+        return _Plan(marks, [], [])
+    floor = await connection.fetchval(
+        "SELECT nullif(dropped_to, '-infinity') FROM storage WHERE name = 'sensor_data'"
+    ) or datetime.min.replace(tzinfo=UTC)
+    ranges = coalesced(
+        Range(machine_id, max(mark.begins, floor), mark.ends)
+        for mark in taken
+        for machine_id in mark.machine_ids
+        if mark.ends > floor
+    )
+    return _Plan(marks, taken, ranges)
 
 
 class Waiting(NamedTuple):
@@ -163,7 +193,8 @@ async def recompute(connection: asyncpg.Connection, ranges: Sequence[Range], sta
     ranges = coalesced([*ranges, *await _states(connection, ranges, stale_after)])
     for table, width_s, statement in rollup_sql.LEVELS:
         ranges = coalesced(_widened(ranges, timedelta(seconds=width_s)))
-        # A statement of its own: one can't write to a partition that it makes.
+        # Made before (`_make_partitions`), but for what changes of states have added. A statement of its own: one
+        # can't write to a partition that it makes.
         await connection.execute(
             "SELECT ensure_partition($1, moment) FROM unnest($2::timestamptz[]) AS moment", table, _days_of(ranges)
         )
