@@ -28,7 +28,7 @@ from testkit.servers import Server
 
 LONG = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 SEED = int(os.environ.get("CNCMON_ROBUSTNESS_SEED", "1"))
-EXAMPLES = int(os.environ.get("CNCMON_MODEL_EXAMPLES", "600" if LONG else "25"))
+EXAMPLES = int(os.environ.get("CNCMON_MODEL_EXAMPLES", "600" if LONG else "15"))
 EDGES = 2
 
 edges = st.integers(0, EDGES - 1)
@@ -276,7 +276,7 @@ def servers(own_nats: Server, postgres_dsn: str, tmp_path: Path, monkeypatch: py
         runner.run(database.close())
 
 
-@pytest.mark.timeout(7200 if LONG else 600)
+@pytest.mark.timeout(14_400 if LONG else 1800)
 def test_delivery_e_whatever_happens_in_any_order(servers: Servers) -> None:
     @seed(SEED)
     class Machine(DeliveryMachine):
