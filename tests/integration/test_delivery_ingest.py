@@ -4,7 +4,9 @@ Long, so that the rules stand in one place and in their order.
 """
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,6 +71,18 @@ def message(seq: int, parts: list[bytes], **more: Any) -> Any:
     return decode(incoming(seq, parts, **more), Limits.at(datetime.now(UTC), 300, 0))
 
 
+@contextlib.asynccontextmanager
+async def locked_table(dsn: str) -> AsyncIterator[None]:
+    """Let every transaction that stores samples wait."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
 # --- B1, B2: one transaction -------------------------------------------------------------------------------------
 
 
@@ -113,20 +127,16 @@ async def test_delivery_b1_nothing_is_acknowledged_before_it_is_committed(
     """The transaction waits for a lock: until it has it, all that JetStream hears is that it is being worked on."""
     settings = settings_for(postgres_dsn, ack_wait_ms=3000)
     await ingest.prepare(nats_client, settings)
-    holder = await asyncpg.connect(postgres_dsn)
-    transaction = holder.transaction()
-    await transaction.start()
-    await holder.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
     acks = await Acks.of(nats_client)
-    await publish_batch(nats_client, 1, [frame(1)])
-    await nats_client.jetstream().publish("CNC_DATA.hall.e1", b"x", headers={identity.EPOCH: "-5", identity.SEQ: "1"})
     async with running_ingest(nats_url, settings, leader=False):
-        # On the connection that acknowledgements take, so they would have come before.
-        await acks.more("+WPI", 4)
-        assert (acks.final(1), acks.final(2)) == ([], [])
-        await transaction.rollback()
+        async with locked_table(postgres_dsn):
+            await publish_batch(nats_client, 1, [frame(1)])
+            bad = {identity.EPOCH: "-5", identity.SEQ: "1"}
+            await nats_client.jetstream().publish("CNC_DATA.hall.e1", b"x", headers=bad)
+            # On the connection that acknowledgements take, so they would have come before.
+            await acks.more("+WPI", 4)
+            assert (acks.final(1), acks.final(2)) == ([], [])
         await until(lambda: drained(nats_client))
-    await holder.close()
     assert (acks.final(1), acks.final(2)) == (["+ACK"], ["+TERM"])
 
 
@@ -485,27 +495,16 @@ async def test_delivery_b8_one_delivery_is_no_sign_that_others_commit(nats_clien
 
 
 async def test_delivery_b8_a_worker_is_given_more_than_it_commits_at_once(
-    nats_client: Client, nats_url: str, postgres_dsn: str
+    nats_client: Client, postgres_dsn: str
 ) -> None:
     """With one fetch in hand and none on the way, each commit would wait for the network."""
-    settings = settings_for(postgres_dsn, fetch_messages=10, workers_max=1)
-    await ingest.prepare(nats_client, settings)
-    holder = await asyncpg.connect(postgres_dsn)
-    transaction = holder.transaction()
-    await transaction.start()
-    await holder.execute("LOCK TABLE sensor_data IN ACCESS EXCLUSIVE MODE")
-    js = nats_client.jetstream()
+    await ingest.prepare(nats_client, settings_for(postgres_dsn, fetch_messages=10, workers_max=1))
     for seq in range(1, 31):
         await publish_batch(nats_client, seq, [frame(seq)])
-
-    async def in_flight() -> bool:
-        return bool((await js.consumer_info(names.STREAM, names.DURABLE)).num_ack_pending == 20)
-
-    async with running_ingest(nats_url, settings, leader=False):
-        await until(in_flight)
-        await transaction.rollback()
-        await until(lambda: drained(nats_client))
-    await holder.close()
+    subscription = await nats_client.jetstream().pull_subscribe_bind(names.DURABLE, names.STREAM)
+    in_hand = await subscription.fetch(10, timeout=30)
+    on_the_way = await subscription.fetch(10, timeout=30)
+    assert (len(in_hand), len(on_the_way)) == (10, 10)
 
 
 async def test_delivery_b8_a_worker_cut_off_alone_gives_its_messages_back(
