@@ -13,6 +13,8 @@ from prometheus_client import REGISTRY
 
 from cncmon_core import names
 from cncmon_core.events import Event, encode_event
+from cncmon_core.names import Origin
+from cncmon_ingest import forks
 from cncmon_ingest.abandoned import Abandoned
 from cncmon_ingest.advance import advance
 from cncmon_ingest.connection import connect
@@ -113,6 +115,49 @@ async def test_delivery_a6_what_was_said_later_counts(plant: Plant) -> None:
     row = await plant.database.fetchrow("SELECT edge, last_seq, accepted_samples, freed_seq FROM edge_epochs")
     assert row is not None
     assert tuple(row) == ("renamed", 12, 120, 4)
+
+
+async def test_delivery_a6_the_highest_seq_of_an_epoch_does_not_go_back(plant: Plant) -> None:
+    """A card put back from an image, or the other of two agents with one memory, has less of it."""
+    await plant.hear(10, epoch(1, 12, 120))
+    await plant.hear(20, epoch(1, 5, 50, freed_seq=3))
+    row = await plant.database.fetchrow("SELECT last_seq, accepted_samples, freed_seq FROM edge_epochs")
+    assert row is not None
+    assert tuple(row) == (12, 120, 3)
+
+
+async def test_delivery_a6_what_an_edge_has_no_more_is_written_down(plant: Plant) -> None:
+    """Ingest was away when the card was changed: only the new card's heartbeat tells of the old one's epochs."""
+    await plant.hear(10, epoch(2, 1, 1), gone=[epoch(1, 12, 120)])
+    await plant.hear(20, epoch(2, 1, 1), gone=[epoch(1, 9, 90)])
+    row = await plant.database.fetchrow("SELECT edge, last_seq, accepted_samples FROM edge_epochs WHERE epoch = 1")
+    assert row is not None
+    assert tuple(row) == ("e1", 12, 120)
+
+
+async def test_delivery_a6_a_fork_that_an_edge_knows_of_is_told_and_raises_the_alarm(plant: Plant) -> None:
+    for at_s in (10, 20):
+        await plant.hear(at_s, epoch(1, 5), epoch(2, 5), forked=[1])
+    assert await plant.database.fetchval("SELECT count(*) FROM events WHERE type = 'epoch_forked'") == 1
+    assert await forks.of_edges(plant.database, [Origin("hall", "e1")]) == {Origin("hall", "e1"): [1]}
+
+
+async def test_delivery_d4_of_a_forked_epoch_no_closing_hides_what_is_missing(
+    database: asyncpg.Connection, plant: Plant
+) -> None:
+    """Closed by one of the agents before the fork was known; the other went on to seq 9, and its card is lost."""
+    await plant.store.write([batch(seq) for seq in (1, 2, 9)])
+    said = encode_event(Event("epoch_closed", datetime.now(UTC), data={"epoch": EPOCH, "last_seq": 2, "samples": 2}))
+    await plant.store.write([declaration(1, said)])
+    await plant.hear(10, epoch(EPOCH, 9, 9), forked=[EPOCH])
+    await plant.store.write([declaration(2, said)])
+    await plant.hear(5000, epoch(NEXT, 1, 1))
+    await plant.look()
+    assert await gaps_of(database) == [(3, 8, 6)]
+    await plant.store.write([declaration(3, said)])
+    assert await gaps_of(database) == [(3, 8, 6)]
+    unbalanced = (await reconcile(database, timedelta(0))).unbalanced
+    assert EPOCH not in {account.epoch for account in unbalanced}
 
 
 async def test_delivery_a6_no_twin_hides_what_the_other_lists(plant: Plant) -> None:

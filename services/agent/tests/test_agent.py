@@ -19,10 +19,12 @@ from cncmon_agent.agent import Agent, note_end
 from cncmon_agent.batch import make
 from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.buffer.hot import HotRing
-from cncmon_agent.epochs import Epoch
-from cncmon_agent.publish import Publisher
+from cncmon_agent.epochs import FILE, Epoch, EpochsFile
+from cncmon_agent.publish import Publisher, _Flight, _Lane
 from cncmon_agent.settings import AgentSettings
-from cncmon_core import names, nats_link
+from cncmon_core import frames, names, nats_link
+from cncmon_core.events import GAP, decode_event
+from cncmon_core.watermark import Watermark
 from cncmon_ingest import bootstrap
 from testkit import agent as agents
 from testkit import bulky, ingest
@@ -272,3 +274,107 @@ async def test_delivery_a6_what_is_delivered_still_counts_as_accepted(
         report = agent.heartbeat().epochs[-1]
     assert report.accepted_samples == 7
     assert report.last_seq == report.freed_seq >= 1
+
+
+def with_earlier_epoch(folder: Path) -> Epoch:
+    """Write an epochs file, as a run before this one left it, and return its epoch."""
+    epoch = Epoch(5, last_seq=9, last_samples=90, acked_seq=8, freed_seq=7)
+    folder.mkdir(parents=True)
+    (folder / FILE).write_bytes(msgspec.json.encode(EpochsFile(epoch)))
+    return epoch
+
+
+async def test_delivery_a1_how_far_the_epoch_is_synced_is_saved_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start after a power cut says that much was there, whatever the disk has lost of it."""
+    async with agents.running_agent(NOWHERE, agents.settings_for(tmp_path)) as agent:
+        for sample in bulky.Samples().take(6):
+            agent.batcher.add(sample)
+            agent.batcher.cut()
+        await agent.storage.synced(6)
+        saved, save = asyncio.Event(), agent._save
+
+        async def note_save() -> None:
+            await save()
+            saved.set()
+
+        monkeypatch.setattr(agent, "_save", note_save)
+        await asyncio.wait_for(saved.wait(), 60)
+        current = msgspec.json.decode((tmp_path / "agent" / FILE).read_bytes(), type=EpochsFile).current
+    assert (current.last_seq, current.last_samples) == (6, 6)
+
+
+async def test_delivery_a6_an_epoch_is_listed_before_its_log_is_read(tmp_path: Path) -> None:
+    old = with_earlier_epoch(tmp_path / "agent")
+    agent = Agent(agents.settings_for(tmp_path), link_to(NOWHERE))
+    listed = {report.epoch: report for report in agent.heartbeat().epochs}
+    assert set(listed) == {old.epoch, agent.epochs.current.epoch}
+    report = listed[old.epoch]
+    assert (report.first_seq, report.last_seq, report.freed_seq, report.accepted_samples) == (8, 9, 7, 90)
+    agent.storage.close()
+
+
+async def test_delivery_a6_what_the_heartbeat_before_listed_and_is_not_here_is_passed_on(
+    stream: Client, nats_url: str, tmp_path: Path
+) -> None:
+    with_earlier_epoch(tmp_path / "agent")
+    bucket = await stream.jetstream().key_value(names.KV_STATUS)
+    counts = {"first_seq": 1, "last_seq": 3, "freed_seq": 0, "acked_seq": 0, "accepted_samples": 3}
+    before = {"epochs": [{"epoch": 5} | counts, {"epoch": 6} | counts], "gone": [{"epoch": 7} | counts]}
+    await bucket.put("hall.e1", msgspec.json.encode(before))
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path)):
+
+        async def beaten() -> bool:
+            return "boot_id" in await heartbeat_of(stream)
+
+        await until(beaten)
+        assert [report["epoch"] for report in (await heartbeat_of(stream))["gone"]] == [6, 7]
+
+
+@pytest.mark.parametrize("missing", [None, "not there"])
+async def test_delivery_a7_of_earlier_starts_nothing_is_declared_while_the_cold_disk_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None
+) -> None:
+    old = with_earlier_epoch(tmp_path / "agent")
+    agent = agents.make_agent(NOWHERE, agents.settings_for(tmp_path))
+    agent.storage.cold_missing = missing
+    agent.gaps.go(online=True)
+    agent.deliveries.told(Watermark(1, "made", 0, {old.epoch: 7}))
+    turned = asyncio.Event()
+    step = agent.closings.step
+
+    def note_step() -> list[int]:
+        turned.set()
+        return step()
+
+    monkeypatch.setattr(agent.closings, "step", note_step)
+    async with agents.running(agent):
+        # After each look for gaps.
+        await asyncio.wait_for(turned.wait(), 60)
+        said = [part for batch in agent.storage.buffer for part in frames.split(frames.decompress(batch.data))[0]]
+    gaps = [event.data["seq_from"] for event in map(decode_event, said) if event.type == GAP]
+    assert gaps == ([] if missing else [8])
+
+
+async def test_delivery_a5_a_last_sequence_heard_while_batches_are_on_their_way_is_no_evidence(
+    stream: Client, nats_url: str, tmp_path: Path
+) -> None:
+    """What the stream took since the server was asked would seem to lie above its end."""
+    agent = Agent(agents.settings_for(tmp_path), link_to(nats_url))
+    for sample in bulky.Samples().take(2):
+        agent.batcher.add(sample)
+        agent.batcher.cut()
+    current = agent.deliveries.current
+    assert [current.next_live(), current.next_live()] == [1, 2]
+    # The stream is empty by what the server says; the first is acknowledged by then, the second on its way.
+    agent.deliveries.taken(current, 1, 1, 0.0, duplicate=False)
+    flight = _Flight(current, 2, "samples", _Lane("live", 1, paced=False), 0.0, 100)
+    agent.publisher._flights[flight] = asyncio.get_running_loop().create_future()
+    await agent.publisher._look_at_stream(stream.jetstream())
+    assert agent.deliveries.stream_created
+    assert current.resent == 0
+    agent.publisher._flights.clear()
+    await agent.publisher._look_at_stream(stream.jetstream())
+    assert current.resent == 1
+    agent.storage.close()

@@ -228,6 +228,59 @@ def test_delivery_a5_a_last_sequence_that_went_back_means_the_tail_is_lost(way) 
     assert here.held == []
 
 
+def test_delivery_a5_what_lies_above_the_stream_s_last_sequence_is_sent_again(way) -> None:
+    """Asked at a new connection: nothing fresh has to be acknowledged first."""
+    here = way(4)
+    here.publish()
+    here.ack(1, 2, 3, 4, at=10)
+    here.all.stream_seen("first", 13)
+    assert here.publish() == []
+    here.all.stream_seen("first", 12)
+    assert here.publish() == [4]
+    here.all.stream_seen("first", 10)
+    assert here.publish() == [2, 3]
+
+
+def test_delivery_a5_a_sequence_that_is_given_out_twice_means_that_the_stream_went_back(way) -> None:
+    here = way(3)
+    here.publish()
+    here.ack(1, at=5)
+    here.ack(2, at=5)
+    assert here.publish() == [1]
+    assert here.delivery.resent == 1
+
+
+def test_delivery_a5_nothing_at_or_under_the_watermark_is_sent_again(way) -> None:
+    """It is held since what it was moved from is not noted yet, not because the database lacks it."""
+    here = way(3)
+    here.delivery.pinned_from = lambda: 1
+    here.publish()
+    here.ack(1, 2, 3)
+    here.tell(2, floor=3)
+    assert here.held == [1, 2, 3]
+    here.all.look_for_lost(HOUR_S)
+    assert here.publish() == [3]
+
+
+def test_delivery_a4_what_is_pinned_is_kept(way) -> None:
+    here = way(4)
+    here.delivery.pinned_from = lambda: 3
+    here.publish()
+    here.ack(1, 2, 3, 4)
+    here.tell(4, floor=4)
+    assert here.held == [3, 4]
+
+
+def test_delivery_a4_what_a_power_cut_brought_back_is_freed_at_the_start(way) -> None:
+    here = way(0)
+    left = HotRing(1 << 20)
+    for seq in range(1, 5):
+        left.append(make(5, seq, seq - 1, "samples", [b"{}"], 1, 0))
+    here.all.add_earlier(left, Epoch(5, freed_seq=3))
+    assert here.publish() == [4]
+    assert [batch.identity.seq for batch in left] == [4]
+
+
 def test_delivery_a5_a_duplicate_s_old_sequence_is_no_sign_of_loss(way) -> None:
     here = way(3)
     here.publish()

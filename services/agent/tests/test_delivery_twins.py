@@ -1,21 +1,34 @@
 """Rules A1, A4, A6 and A7 where another agent has this one's memory, or a document says what can't be; no servers."""
 
+import asyncio
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cncmon_agent.batch import make
+from cncmon_agent.batcher import Batcher
 from cncmon_agent.beats import KEPT, Beats, Mark
+from cncmon_agent.buffer import Buffer
 from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.buffer.hot import HotRing
+from cncmon_agent.closings import Closings
 from cncmon_agent.deliveries import OLD_NEWS_S, Deliveries
-from cncmon_agent.epochs import Epoch, Epochs
+from cncmon_agent.epochs import FILE, Epoch, Epochs, EpochsFile
+from cncmon_agent.settings import AgentSettings
+from cncmon_agent.storage import Storage
+from cncmon_core import frames
+from cncmon_core.events import EPOCH_CLOSED, GAP, decode_event
 from cncmon_core.watermark import Watermark
+from testkit import agent as agents
+from testkit.recorder import until
 
 EPOCH = 77
 ABSURD = 10**15
+WAIT_S = 120.0
 
 
 class Here:
@@ -296,3 +309,112 @@ def test_delivery_a6_under_a_new_boot_id_nothing_before_counts(beats: Beats) -> 
     beats.renew()
     assert beats.boot_id != last.boot_id
     assert not beats.is_twins(Mark(last.boot_id, last.beat + 5, "other"))
+
+
+# --- parts of an agent, on a disk -----------------------------------------------------------------------------------
+
+
+def test_delivery_a1_a_forked_epoch_is_not_closed_and_forgotten_once_it_is_delivered(tmp_path: Path) -> None:
+    for _ in range(2):
+        epochs = Epochs(tmp_path)
+        epochs.current.last_seq = 3
+        epochs.save()
+    one, forked = epochs.open[0], epochs.current
+    forked.forked = True
+    epochs.save()
+    epochs = Epochs(tmp_path)
+    buffer = HotRing(1 << 20)
+    deliveries = Deliveries(buffer, epochs.current, 120.0)
+    for epoch in epochs.open:
+        deliveries.add_earlier(Emptied(4), epoch)
+    batcher = Batcher(AgentSettings(), epochs.current.epoch, buffer, None, lambda: datetime(2026, 11, 1, tzinfo=UTC))
+    closings = Closings(epochs, deliveries, batcher, lambda: datetime(2026, 11, 1, tzinfo=UTC))
+    closings.say()
+    [batch] = buffer
+    said = [decode_event(part).data["epoch"] for part in frames.split(frames.decompress(batch.data))[0]]
+    assert said == [one.epoch]
+    assert closings.step() == []
+    deliveries.told(Watermark(1, "first", 9, {one.epoch: 3, forked.epoch: 2}))
+    assert closings.step() == []
+    # The other agent's batches count as well: nothing of ours is left, and nothing of it is missing.
+    deliveries.told(Watermark(1, "first", 9, {one.epoch: 3, forked.epoch: 30}))
+    assert closings.step() == [forked.epoch]
+
+
+async def test_delivery_a1_an_epoch_that_could_not_be_written_down_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agents.make_agent("nats://127.0.0.1:9", agents.settings_for(tmp_path))
+    before = agent.epochs.current
+    before.forked = True
+
+    def fail(content: bytes) -> None:
+        raise OSError(5, "no disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent.epochs, "write", fail)
+        await agent.fork.step()
+    assert agent.epochs.current is before
+    await agent.fork.step()
+    assert agent.epochs.current is not before
+    assert agent.epochs.open == [before]
+    agent.storage.close()
+
+
+async def test_delivery_a1_what_was_declared_under_a_forked_epoch_is_declared_again(tmp_path: Path) -> None:
+    """The twin's batch may stand where the declaration stood."""
+    (tmp_path / "agent").mkdir()
+    old = Epoch(5, last_seq=9, last_samples=90, freed_seq=7)
+    (tmp_path / "agent" / FILE).write_bytes(msgspec.json.encode(EpochsFile(old)))
+    agent = agents.make_agent("nats://127.0.0.1:9", agents.settings_for(tmp_path))
+    agent.gaps.go(online=True)
+    async with agents.running(agent):
+        agent.deliveries.told(Watermark(1, "made", 0, {old.epoch: 7}))
+        first = agent.storage.buffer
+        await until(lambda: types_in(first) == {GAP, EPOCH_CLOSED}, WAIT_S)
+        agent.epochs.current.forked = True
+        await until(lambda: agent.storage.buffer is not first, WAIT_S)
+        # Gaps are looked for first, in every round.
+        await until(lambda: EPOCH_CLOSED in types_in(agent.storage.buffer), WAIT_S)
+        assert types_in(agent.storage.buffer) == {GAP, EPOCH_CLOSED}
+
+
+def types_in(buffer: Buffer) -> set[str]:
+    """Return the types of the events that a buffer holds."""
+    parts = [part for batch in buffer for part in frames.split(frames.decompress(batch.data))[0]]
+    return {decode_event(part).type for part in parts}
+
+
+async def test_the_log_of_an_ended_epoch_is_synced_to_its_end_and_leaves_memory(tmp_path: Path) -> None:
+    storage = Storage(agents.settings_for(tmp_path), 5, tmp_path, None)
+    assert storage.care is not None
+    assert storage.spool is not None
+    running = asyncio.create_task(storage.run())
+    await storage.wait_recovered()
+    ended, accepted = storage.buffer, 0
+    for seq in range(1, 4):
+        assert ended.append(make(5, seq, seq - 1, "samples", [b"{}"], 1, 0))
+    # Also where all of it was synced, and only the end of its file is not.
+    await storage.synced(3)
+    accepted = storage.accepted_bytes
+    buffer = storage.begin(6)
+    assert storage.accepted_bytes == accepted
+    assert buffer.append(make(6, 1, 0, "samples", [b"{}"], 1, 0))
+    await storage.synced(1)
+    await storage.synced(3, 5)
+    log = storage.spool.current[5]
+    # A turn may have begun before; the one after it takes what is left.
+    for _ in range(2):
+        await storage.care.turn()
+    assert [(segment.fd, segment.sealed) for segment in log.segments] == [(None, True)]
+    await until(lambda: not storage._ended, WAIT_S)
+    assert [batch.identity.seq for batch in ended] == [1, 2, 3]
+    with pytest.raises(ValueError, match="only drains"):
+        log.append(make(5, 4, 3, "samples", [b"{}"], 1, 0))
+    assert storage.held().batches == 4
+    storage.spool.forget(5)
+    assert list(storage.spool.current) == [6]
+    assert storage.held().batches == 1
+    running.cancel()
+    await asyncio.wait([running])
+    storage.close()
