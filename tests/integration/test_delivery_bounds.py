@@ -5,6 +5,7 @@ Each on a real stream and a real database.
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import asyncpg
 import pytest
@@ -12,9 +13,10 @@ from nats.aio.client import Client
 
 from cncmon_core.frames import join, split_numbered
 from cncmon_core.identity import Identity, digest
-from cncmon_ingest import dead_letters, dlq
+from cncmon_ingest import dead_letters, dlq, leader
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded, Incoming, Limits, buried, decode
+from cncmon_ingest.edges import ROWS_MAX, Edges
 from cncmon_ingest.reconcile import reconcile
 from cncmon_ingest.store import Store
 from testkit import ingest
@@ -161,3 +163,84 @@ async def test_delivery_c4_letters_past_their_retention_leave_their_totals(
 def plain(parts: list[bytes], stream_seq: int = 1) -> Decoded:
     now = datetime.now(UTC)
     return decode(Incoming("CNC_DATA.original", {}, join(parts), stream_seq, now), Limits.at(now, 300, 0))
+
+
+def beat(boot: str, *reports: dict[str, int | None]) -> bytes:
+    return json.dumps({"boot_id": boot, "time": "2026-11-24T10:00:00Z", "epochs": reports}).encode()
+
+
+async def test_delivery_a6_a_round_writes_a_bounded_part_of_the_heartbeats(database: asyncpg.Connection) -> None:
+    """The watermarks wait for no more than that; what is left is written next, and nobody is overtaken for ever."""
+    edges = Edges()
+    now = datetime.now(UTC)
+    epochs = 500
+
+    def send(edge: int, freed_seq: int) -> None:
+        reports = [{"epoch": edge * epochs + n + 1, "last_seq": 5, "freed_seq": freed_seq} for n in range(epochs)]
+        edges.take(f"hall.e{edge}", beat("b", *reports), now, 0.0)
+
+    for edge in range(25):
+        send(edge, 1)
+    seen = []
+    while not seen or edges.behind:
+        await edges.write(database, 0.0)
+        seen.append(await count(database, "edge_epochs"))
+        # Edges that send again keep their turn.
+        for edge in range(25):
+            if len(seen) == 1:
+                send(edge, 2)
+    await edges.write(database, 0.0)
+    assert seen[0] == 9 * epochs <= ROWS_MAX
+    assert max(after - before for before, after in pairwise(seen)) <= ROWS_MAX
+    assert (await count(database, "edges"), await count(database, "edge_epochs")) == (25, 25 * epochs)
+    assert await database.fetchval("SELECT count(*) FROM edge_epochs WHERE freed_seq = 2") == 25 * epochs
+
+
+async def test_delivery_a6_the_later_of_two_heartbeats_in_one_round_counts(database: asyncpg.Connection) -> None:
+    """Two processes under one name that list one epoch, taken in out of order; and an epoch that is listed twice."""
+    edges = Edges()
+    now = datetime.now(UTC)
+    later, earlier = now, now - timedelta(seconds=5)
+    edges.take("hall.e1", beat("first", {"epoch": 7, "last_seq": 3, "accepted_samples": 30}), earlier, 0.0)
+    second = beat("second", {"epoch": 7, "last_seq": 1}, {"epoch": 7, "last_seq": 9, "accepted_samples": 90})
+    edges.take("hall.e1", second, earlier + timedelta(seconds=1), 0.0)
+    edges.take("hall.e1", beat("first", {"epoch": 7, "last_seq": 5, "accepted_samples": 50}), later, 0.0)
+    await edges.write(database, 0.0)
+    assert not edges.behind
+    assert await database.fetchval("SELECT boot_id FROM edges") == "first"
+    row = await database.fetchrow("SELECT boot_id, last_seq, accepted_samples, listed FROM edge_epochs")
+    assert row is not None
+    assert tuple(row) == ("first", 9, 90, later)
+
+
+async def test_delivery_a6_heartbeats_of_many_processes_under_one_name_wait(database: asyncpg.Connection) -> None:
+    edges = Edges()
+    now = datetime.now(UTC)
+    for boot in range(20):
+        edges.take("hall.e1", beat(f"b{boot}"), now + timedelta(seconds=boot), 0.0)
+    edges.take("hall.e2", beat("b"), now, 0.0)
+    await edges.write(database, 0.0)
+    assert edges.behind
+    assert await count(database, "edges") == 2, "they do not keep another edge waiting"
+    while edges.behind:
+        await edges.write(database, 0.0)
+    assert await database.fetchval("SELECT boot_id FROM edges WHERE edge = 'e1'") == "b19"
+
+
+async def test_delivery_a6_the_leader_goes_on_with_what_is_left(
+    nats_client: Client, postgres_dsn: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its next rounds, whenever heartbeats are due again: each round writes a part, and looks at the watermarks."""
+    settings = settings_for(postgres_dsn)
+    await ingest.prepare(nats_client, settings)
+    edges = Edges()
+    for edge in range(25):
+        reports = [{"epoch": edge * 500 + n + 1} for n in range(500)]
+        edges.take(f"hall.e{edge}", beat("b", *reports), datetime.now(UTC), 0.0)
+    monkeypatch.setattr(leader, "Edges", lambda: edges)
+    connection = await connect(postgres_dsn)
+    async with leader.leading(settings, connection, nats_client) as rounds:
+        for written in (9, 18, 25, 25):
+            await rounds.next(0.0)
+            assert await count(database, "edges") == written
+    connection.terminate()

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cncmon_core.errors import FrameError
-from cncmon_ingest.heartbeats import BYTES_MAX, decode_heartbeat
+from cncmon_ingest.heartbeats import BYTES_MAX, EPOCHS_MAX, decode_heartbeat
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 SOUND = {
@@ -68,3 +68,12 @@ def test_what_is_none_is_refused_with_its_reason(key: str, value: bytes, reason:
     with pytest.raises(FrameError) as raised:
         decode_heartbeat(key, value, NOW)
     assert raised.value.reason == reason
+
+
+@pytest.mark.parametrize("which", ["epochs", "gone"])
+def test_a_heartbeat_beyond_its_bound_is_refused_whole(which: str) -> None:
+    """A list that was cut would abandon the epochs that it lacks."""
+    reports = [{"epoch": number} for number in range(1, EPOCHS_MAX + 1)]
+    assert len(getattr(decode_heartbeat("hall.e1", encoded(**{which: reports}), NOW), which)) == EPOCHS_MAX
+    with pytest.raises(FrameError, match=r"too_many_epochs: .*at most 512 of each"):
+        decode_heartbeat("hall.e1", encoded(**{which: [*reports, {"epoch": 9999}]}), NOW)

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,8 +33,18 @@ RENEW_S: Final = 60.0
 WAITING_MAX: Final = 20_000
 """Heartbeats that wait to be written: one for each process, however often it sends."""
 
+ROWS_MAX: Final = 5000
+"""Epochs written in one round, some 0.2 s: the watermarks wait for no more of them than that."""
+
+DOCUMENT_BYTES_MAX: Final = 4 << 20
+"""Of heartbeats written in one round."""
+
+BOOTS_MAX: Final = 8
+"""Processes under one edge's name written in one round: each of them needs a statement of its own."""
+
 _EDGE = """
-INSERT INTO edges (site, edge, boot_id, time, received, document) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO edges (site, edge, boot_id, time, received, document)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::jsonb[])
 ON CONFLICT (site, edge) DO UPDATE SET
     boot_id = excluded.boot_id, time = excluded.time, document = excluded.document,
     received = greatest(edges.received, excluded.received)
@@ -41,7 +53,8 @@ ON CONFLICT (site, edge) DO UPDATE SET
 # Of two processes that list one epoch (clones), and of a heartbeat that is read twice, the later one counts.
 _EPOCH = """
 INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, accepted_samples, freed_seq, listed)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+SELECT * FROM unnest(
+    $1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::timestamptz[])
 ON CONFLICT (epoch) DO UPDATE SET
     site = excluded.site, edge = excluded.edge, boot_id = excluded.boot_id, settled = false,
     accepted_samples = CASE WHEN excluded.last_seq >= edge_epochs.last_seq
@@ -55,7 +68,8 @@ WHERE excluded.listed >= edge_epochs.listed
 # Not listed by it: so it is given up after the same grace as others that no heartbeat lists any more.
 _GONE = """
 INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, accepted_samples, freed_seq, listed)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+SELECT * FROM unnest(
+    $1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::timestamptz[])
 ON CONFLICT (epoch) DO UPDATE SET
     last_seq = excluded.last_seq, accepted_samples = excluded.accepted_samples, settled = false
 WHERE excluded.last_seq > edge_epochs.last_seq
@@ -70,6 +84,7 @@ class Edges:
         self._clones = Clones()
         self._alarmed: dict[Origin, list[str]] = {}
         self._bad: dict[str, str] = {}
+        self._behind = False
 
     async def listen(self, js: JetStreamContext) -> None:
         """Take in every heartbeat, and what the bucket holds, for ever."""
@@ -111,19 +126,24 @@ class Edges:
         self._bad.pop(key, None)
         self._clones.note(beat.origin, beat.boot_id, now_s)
         name = (beat.origin, beat.boot_id)
-        self._waiting.pop(name, None)
-        if len(self._waiting) < WAITING_MAX:
+        # In the place of the one before: whoever sends often must not be overtaken for ever.
+        if name in self._waiting or len(self._waiting) < WAITING_MAX:
             self._waiting[name] = beat
         else:
             metrics.HEARTBEATS_BAD.inc()
 
+    @property
+    def behind(self) -> bool:
+        """Whether heartbeats wait that did not fit into the last round."""
+        return self._behind
+
     async def write(self, connection: asyncpg.Connection, now_s: float) -> None:
-        """Write down what came since the last time, and alarms.
+        """Write down what came since the last time, a bounded part of it (`behind` tells of more), and alarms.
 
         Raises:
             asyncpg.PostgresError
         """
-        beats = list(self._waiting.values())
+        beats = self._portion()
         try:
             await self._insert(connection, beats)
         except (asyncpg.PostgresError, asyncpg.DataError) as error:
@@ -136,6 +156,23 @@ class Edges:
             if self._waiting.get(name) is beat:
                 del self._waiting[name]
         await self._tell_clones(connection, now_s)
+
+    def _portion(self) -> list[Heartbeat]:
+        """Return the heartbeats that have waited longest, as many as one round writes, in the order they came in."""
+        beats: list[Heartbeat] = []
+        rows = size = 0
+        boots: Counter[Origin] = Counter()
+        for beat in self._waiting.values():
+            if boots[beat.origin] >= BOOTS_MAX:
+                continue
+            boots[beat.origin] += 1
+            rows += 1 + len(beat.epochs or ()) + len(beat.gone)
+            size += len(beat.document)
+            if beats and (rows > ROWS_MAX or size > DOCUMENT_BYTES_MAX):
+                break
+            beats.append(beat)
+        self._behind = len(beats) < len(self._waiting)
+        return sorted(beats, key=lambda beat: beat.received)
 
     async def _insert_alone(self, connection: asyncpg.Connection, beat: Heartbeat) -> None:
         try:
@@ -150,14 +187,13 @@ class Edges:
     async def _insert(connection: asyncpg.Connection, beats: list[Heartbeat]) -> None:
         if not beats:
             return
-        epochs = [_row(beat, report) for beat in beats for report in beat.epochs or ()]
-        gone = [_row(beat, report) for beat in beats for report in beat.gone]
+        epochs = [row for beat in beats for row in _rows(beat, beat.epochs or ())]
+        gone = [row for beat in beats for row in _rows(beat, beat.gone)]
         async with connection.transaction():
-            await connection.executemany(
-                _EDGE, [(*beat.origin, beat.boot_id, beat.time, beat.received, beat.document) for beat in beats]
-            )
-            await connection.executemany(_EPOCH, epochs)
-            await connection.executemany(_GONE, gone)
+            edges = [(*beat.origin, beat.boot_id, beat.time, beat.received, beat.document) for beat in beats]
+            await _insert_rows(connection, _EDGE, edges, 2)
+            await _insert_rows(connection, _EPOCH, epochs, 1)
+            await _insert_rows(connection, _GONE, gone, 1)
             await forks.note(connection, {epoch: beat.origin for beat in beats for epoch in beat.forked})
 
     async def _tell_clones(self, connection: asyncpg.Connection, now_s: float) -> None:
@@ -180,6 +216,29 @@ class Edges:
         self._alarmed = found
 
 
-def _row(beat: Heartbeat, report: EpochReport) -> tuple[Any, ...]:
-    counts = report.highest_seq, report.accepted_samples, report.freed_seq
-    return (report.epoch, *beat.origin, beat.boot_id, *counts, beat.received)
+async def _insert_rows(
+    connection: asyncpg.Connection, query: str, rows: Sequence[tuple[Any, ...]], key_columns: int
+) -> None:
+    """Write rows in order, with one statement where no key comes twice: a statement can change a row only once."""
+    while rows:
+        first: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        later = [row for row in rows if first.setdefault(row[:key_columns], row) is not row]
+        await connection.execute(query, *map(list, zip(*first.values(), strict=True)))
+        rows = later
+
+
+def _rows(beat: Heartbeat, reports: Iterable[EpochReport]) -> list[tuple[Any, ...]]:
+    """Return a heartbeat's epochs as rows. One that it lists twice counts by what it says last."""
+    by_epoch = {report.epoch: report for report in reports}
+    return [
+        (
+            epoch,
+            *beat.origin,
+            beat.boot_id,
+            report.highest_seq,
+            report.accepted_samples,
+            report.freed_seq,
+            beat.received,
+        )
+        for epoch, report in by_epoch.items()
+    ]

@@ -14,7 +14,10 @@ from cncmon_core.names import Origin
 BYTES_MAX: Final = 512 << 10
 """Some 3,000 machines' reports. A larger one is no heartbeat."""
 
-EPOCHS_MAX: Final = 10_000
+EPOCHS_MAX: Final = 512
+"""An agent lists its current epoch, 256 earlier ones and the logs beside them. A heartbeat with more is refused whole:
+a list that was cut would say that the others are gone, and they would be abandoned.
+"""
 
 Count = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
 
@@ -37,8 +40,8 @@ class EpochReport(msgspec.Struct):
 class _Fields(msgspec.Struct):
     boot_id: Annotated[str, Meta(min_length=1, max_length=64)]
     time: Annotated[datetime, Meta(tz=True)]
-    epochs: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] | None = None
-    gone: Annotated[list[EpochReport], Meta(max_length=EPOCHS_MAX)] = []
+    epochs: list[EpochReport] | None = None
+    gone: list[EpochReport] = []
     forked: Annotated[list[Epoch], Meta(max_length=EPOCHS_MAX)] = []
 
 
@@ -83,6 +86,10 @@ def decode_heartbeat(key: str, value: bytes, received: datetime) -> Heartbeat:
         document = msgspec.json.encode(content).decode()
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise FrameError("malformed", str(error)) from error
+    listed = len(fields.epochs or ()), len(fields.gone)
+    if max(listed) > EPOCHS_MAX:
+        text = f"{listed[0]} epochs and {listed[1]} that are gone; a heartbeat has at most {EPOCHS_MAX} of each"
+        raise FrameError("too_many_epochs", text)
     if fields.time.year not in YEARS:
         raise FrameError("malformed", f"time is {fields.time.isoformat()}")
     return Heartbeat(

@@ -170,7 +170,7 @@ class Rounds:
         # The floor first: all that it covers was committed before, so the watermarks read after it can't lack any.
         place = await rereading.place(js, await committed_position(js, self._stream_created))
         changed = await advance(connection)
-        if self._writes.due(now_s):
+        if self._writes.due(now_s) or self._edges.behind:
             await self._edges.write(connection, now_s)
         if changed or place != self._recorded:
             # Before edges are told: they free what is in the database, so an older copy of it must be noticed.
