@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cncmon_api import poller
+from cncmon_api.params import MACHINES_MAX
+
 
 def row(machine: str, age_s: float, state: str | None) -> dict:
     return {"machine_id": machine, "time": datetime.now(UTC) - timedelta(seconds=age_s), "machine_state": state}
@@ -112,3 +115,34 @@ async def test_a_machine_that_moves_is_at_its_new_edge(api, store):
     await api.json("/api/v1/machines")
     await store.connection.execute("UPDATE machines SET edge = 'edge-2'")
     assert (await api.machines())[0]["edge"] == "edge-2"
+
+
+async def test_the_list_comes_in_pages(api, store):
+    """Each machine once, in order; and no answer is larger than a page, whatever is asked for."""
+    ids = sorted(f"m{number:04}" for number in range(MACHINES_MAX + 5))
+    await store.machines(*ids)
+    await api.machines()
+    first = await api.json("/api/v1/machines")
+    assert [machine["id"] for machine in first["machines"]] == ids[:MACHINES_MAX]
+    rest = await api.json("/api/v1/machines", after=first["next_after"])
+    assert ([machine["id"] for machine in rest["machines"]], rest["next_after"]) == (ids[MACHINES_MAX:], None)
+    seen, after = [], ""
+    while after is not None:
+        page = await api.json("/api/v1/machines", after=after, limit=400)
+        seen += [machine["id"] for machine in page["machines"]]
+        after = page["next_after"]
+    assert seen == ids
+    assert (await api.json("/api/v1/machines", after="zzz")) | {"now": ""} == {
+        "now": "",
+        "machines": [],
+        "next_after": None,
+    }
+    for limit in (0, MACHINES_MAX + 1, "x"):
+        assert (await api.get("/api/v1/machines", limit=limit)).status_code == 400
+
+
+async def test_the_fleet_that_is_followed_is_bounded(api, store, monkeypatch):
+    monkeypatch.setattr(poller, "FLEET_MAX", 3)
+    await store.machines("a", "b", "c", "d", "e")
+    assert [machine["id"] for machine in await api.machines()] == ["a", "b", "c"]
+    assert await api.metric("cncmon_api_machines_left_out") == 2

@@ -1,5 +1,6 @@
 """What is known of every machine: its newest sample, its state and since when. Pure: rows in, lists out."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -43,6 +44,7 @@ class Fleet:
 
     def __init__(self, stale_after: timedelta) -> None:
         self.by_id: dict[str, Known] = {}
+        self._ids: list[str] = []
         self._stale_after = stale_after
 
     def set_machines(self, rows: list[tuple[str, str, str]]) -> None:
@@ -53,6 +55,7 @@ class Fleet:
             machine = known.get(machine_id) or Known(machine_id, site, edge)
             machine.site, machine.edge = site, edge
             self.by_id[machine_id] = machine
+        self._ids = list(self.by_id)
 
     def add(self, machine_id: str, samples: list[Sample], *, cut: bool) -> None:
         """Take over new samples of a machine, ascending and newer than the last. `cut`: older ones were left out."""
@@ -78,9 +81,11 @@ class Fleet:
         """Return the machines without samples, sorted by id; `only` these ids where given."""
         return [MachineInfo(*self._head(m, now)) for m in self.by_id.values() if only is None or m.id in only]
 
-    def machines(self, now: datetime) -> list[Machine]:
-        """Return the machines with their newest samples, sorted by id."""
-        return [Machine(*self._head(machine, now), machine.last) for machine in self.by_id.values()]
+    def machines(self, now: datetime, after: str = "", limit: int | None = None) -> list[Machine]:
+        """Return machines with their newest samples, sorted by id: those behind an id, at most so many."""
+        first = bisect_right(self._ids, after) if after else 0
+        chosen = self._ids[first:] if limit is None else self._ids[first : first + limit]
+        return [Machine(*self._head(self.by_id[machine_id], now), self.by_id[machine_id].last) for machine_id in chosen]
 
     def _head(self, machine: Known, now: datetime) -> tuple[str, str, str, Any, datetime | None, bool]:
         last = machine.last

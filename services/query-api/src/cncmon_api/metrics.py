@@ -21,3 +21,4 @@ TICK = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 DATABASE_UP = Gauge("cncmon_api_database_up", "1 if the last query could be run.")
+MACHINES_LEFT_OUT = Gauge("cncmon_api_machines_left_out", "Machines beyond those that this service follows.")

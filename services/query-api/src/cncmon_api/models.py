@@ -61,10 +61,11 @@ class MachineInfos(Struct):
 
 
 class MachineList(Struct):
-    """All machines, sorted by id, and the API's clock to count ages from."""
+    """Machines, sorted by id, and the API's clock to count ages from."""
 
     now: Utc
     machines: list[Machine]
+    next_after: Annotated[str | None, Meta(description="Pass it as `after` for what follows; null: that was all.")]
 
 
 class SamplePage(Struct):

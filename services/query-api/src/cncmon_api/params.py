@@ -14,6 +14,8 @@ YEAR_MAX: Final = 2200
 FIELDS_MAX: Final = 16
 LIVE_ALL_MACHINES_MAX: Final = 20
 LIVE_MACHINES_MAX: Final = 500
+MACHINES_MAX: Final = 1000
+"""Machines in one page of the list, some 600 kB."""
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

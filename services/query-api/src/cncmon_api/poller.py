@@ -32,7 +32,11 @@ LOOKBACK_BUDGET_S: Final = 0.2
 _TOO_SLOW: Final = "The database answers too slowly to follow the machines. This service tries again by itself."
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=1)
 
-_MACHINES_SQL: Final = "SELECT machine_id, site, edge FROM machines"
+FLEET_MAX: Final = 50_000
+"""Machines that are followed, as many as ingest takes by default: 65 MiB. The first by id; more are counted."""
+
+_MACHINES_SQL: Final = "SELECT machine_id, site, edge FROM machines ORDER BY machine_id LIMIT $1"
+_MACHINES_NUMBER_SQL: Final = "SELECT count(*) AS number FROM machines"
 
 _NEW_SQL: Final = f"""
 SELECT {", ".join(f"new.{name}" for name in COLUMNS)}
@@ -133,7 +137,10 @@ class Poller:
     async def _read(self) -> dict[str, list[Sample]]:
         """Return the new samples by machine, ascending, after taking them over into the fleet."""
         fleet = self.fleet
-        machines = await self._database.fetch(_MACHINES_SQL)
+        machines = await self._database.fetch(_MACHINES_SQL, FLEET_MAX)
+        if len(machines) == FLEET_MAX:
+            (row,) = await self._database.fetch(_MACHINES_NUMBER_SQL)
+            metrics.MACHINES_LEFT_OUT.set(row["number"] - FLEET_MAX)
         fleet.set_machines([(row["machine_id"], row["site"], row["edge"]) for row in machines])
         wanted = self._hub.wanted_whole()
         ids, since, rows_max = [], [], []

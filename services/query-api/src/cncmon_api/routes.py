@@ -54,13 +54,19 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json", headers={"Cache-Control": "no-cache"})
 
 
-@router.get("/machines", summary="All machines with state and newest sample", responses=_answers(MachineList, 503))
-async def machines(request: Request) -> Response:
-    """List all machines, sorted by id, as they were at most one tick ago."""
+@router.get("/machines", summary="Machines with state and newest sample", responses=_answers(MachineList, 400, 503))
+async def machines(
+    request: Request,
+    after: Annotated[str, Query(description="Only those behind this id: `next_after` of the page before.")] = "",
+    limit: Annotated[int, Query(ge=1, le=params.MACHINES_MAX, description="At most so many.")] = params.MACHINES_MAX,
+) -> Response:
+    """List machines, sorted by id, as they were at most one tick ago; a page of them where there are many."""
     poller: Poller = request.app.state.poller
     fleet = await poller.refresh()
     now = datetime.now(UTC)
-    return _json(encode(MachineList(now, fleet.machines(now))))
+    found = fleet.machines(now, after, limit + 1)
+    page, more = found[:limit], len(found) > limit
+    return _json(encode(MachineList(now, page, page[-1].id if more else None)))
 
 
 @router.get(

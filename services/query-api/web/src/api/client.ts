@@ -52,8 +52,16 @@ async function getJson<T>(path: string, signal?: AbortSignal): Promise<T> {
 const machinePath = (id: string) => `/api/v1/machines/${encodeURIComponent(id)}`;
 const iso = (ms: number) => new Date(ms).toISOString();
 
-export function getMachines(signal?: AbortSignal): Promise<MachineList> {
-  return getJson("/api/v1/machines", signal);
+/** All machines, read page by page. */
+export async function getMachines(signal?: AbortSignal): Promise<MachineList> {
+  const list = await getJson<MachineList>("/api/v1/machines", signal);
+  while (list.next_after) {
+    const after: string = encodeURIComponent(list.next_after);
+    const page: MachineList = await getJson<MachineList>(`/api/v1/machines?after=${after}`, signal);
+    list.machines.push(...page.machines);
+    list.next_after = page.next_after ?? null;
+  }
+  return list;
 }
 
 export interface SeriesQuery {

@@ -42,6 +42,8 @@ export interface MachineInfo {
 export interface MachineList {
   now: string;
   machines: MachineInfo[];
+  /** of a page that is not the last: what follows it */
+  next_after?: string | null;
 }
 
 export interface LiveSamples {
