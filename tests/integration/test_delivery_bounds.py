@@ -3,6 +3,7 @@
 Each on a real stream and a real database.
 """
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -127,6 +128,49 @@ async def test_delivery_c4_a_letters_headers_and_detail_are_bounded(
     assert row["detail"] == "y" * dead_letters.DETAIL_CHARS_MAX
 
 
+async def test_delivery_c1_dead_letters_are_committed_with_the_ledger(
+    postgres_dsn: str, database: asyncpg.Connection
+) -> None:
+    """While the letter can't be written nobody sees the message as handled: a crash there would lose its bytes."""
+    store = Store(await connect(postgres_dsn), datetime.now(UTC))
+    holder = await asyncpg.connect(postgres_dsn)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
+    writing = asyncio.create_task(store.write([plain([frame(1), b"{"])]))
+
+    async def waits() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    await until(waits, 60)
+    assert await count(database, "ledger_unidentified") == 0
+    await transaction.rollback()
+    await holder.close()
+    await writing
+    assert (await count(database, "ledger_unidentified"), await count(database, "dead_letters")) == (1, 1)
+    store.close()
+
+
+@pytest.mark.parametrize("frames", [1, 200])
+async def test_delivery_c2_a_replay_marks_what_it_stores(
+    postgres_dsn: str, database: asyncpg.Connection, frames: int
+) -> None:
+    """Or rollups and states of that time would never be computed with it."""
+    old = datetime.now(UTC) - timedelta(days=3)
+    store = Store(await connect(postgres_dsn), datetime.now(UTC))
+    strict = Limits.at(datetime.now(UTC), 300, 1)
+    parts = [frame(number, timestamp=old.isoformat()) for number in range(frames)]
+    await store.write([decode(Incoming("CNC_DATA.x", {}, join(parts), 1, datetime.now(UTC)), strict)])
+    store.close()
+    assert await count(database, "dirty_ranges") == 0
+    (done,) = await replay_all(database, settings_for(postgres_dsn, retention_days=0))
+    assert done.samples == frames
+    row = await database.fetchrow("SELECT machine_ids, from_time, to_time FROM dirty_ranges")
+    assert row is not None
+    assert row["machine_ids"] == ["cnc-001"]
+    assert row["from_time"] <= old < row["to_time"]
+
+
 @on_both_servers
 async def test_delivery_c4_letters_past_their_retention_leave_their_totals(
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +209,7 @@ def plain(parts: list[bytes], stream_seq: int = 1) -> Decoded:
     return decode(Incoming("CNC_DATA.original", {}, join(parts), stream_seq, now), Limits.at(now, 300, 0))
 
 
-def beat(boot: str, *reports: dict[str, int | None]) -> bytes:
+def beat(boot: str, *reports: dict[str, int]) -> bytes:
     return json.dumps({"boot_id": boot, "time": "2026-11-24T10:00:00Z", "epochs": reports}).encode()
 
 
@@ -181,7 +225,7 @@ async def test_delivery_a6_a_round_writes_a_bounded_part_of_the_heartbeats(datab
 
     for edge in range(25):
         send(edge, 1)
-    seen = []
+    seen: list[int] = []
     while not seen or edges.behind:
         await edges.write(database, 0.0)
         seen.append(await count(database, "edge_epochs"))
@@ -220,7 +264,8 @@ async def test_delivery_a6_heartbeats_of_many_processes_under_one_name_wait(data
         edges.take("hall.e1", beat(f"b{boot}"), now + timedelta(seconds=boot), 0.0)
     edges.take("hall.e2", beat("b"), now, 0.0)
     await edges.write(database, 0.0)
-    assert edges.behind
+    left = edges.behind
+    assert left
     assert await count(database, "edges") == 2, "they do not keep another edge waiting"
     while edges.behind:
         await edges.write(database, 0.0)

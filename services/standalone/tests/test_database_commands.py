@@ -223,3 +223,53 @@ async def test_rollups_can_be_computed_again(dsn: str, connection: asyncpg.Conne
     again = cncmon("db", "recompute", "--failed", "--dsn", dsn, "--json")
     assert json.loads(again.stdout) == {"marked": 1, "failed": 0}
     assert "rollups" not in todo(dsn)
+
+
+async def test_whose_machines_are_and_handing_them_over(dsn: str, connection: asyncpg.Connection) -> None:
+    await connection.execute("INSERT INTO machines VALUES ('m1', 'hall', 'e1'), ('m2', 'hall', 'e1'), ('m3', '', '')")
+    await connection.execute(
+        "INSERT INTO machine_owners SELECT machine_id, site, edge, '-infinity' FROM machines WHERE site <> ''"
+    )
+    at = "2026-11-30T06:00:00Z"
+    done = cncmon("machines", "hand-over", "m1", "m9", "--to", "yard/e9", "--from", at, "--dsn", dsn)
+    assert done.returncode == 1
+    assert "1 machines: their samples from 2026-11-30 06:00:00 UTC on are taken from yard/e9." in done.stdout
+    assert "m9: no sample of it was ever stored" in done.stdout
+    assert "cncmon dlq replay --reason foreign_machine" in done.stdout
+    listed = cncmon("machines", "ls", "--dsn", dsn).stdout.splitlines()
+    assert listed == [
+        "m1  hall/e1  always",
+        "m1  yard/e9  since 2026-11-30 06:00:00 UTC",
+        "m2  hall/e1  always",
+    ]
+    # All of an edge, from the beginning: what was recorded before is no more.
+    done = cncmon(
+        "machines", "hand-over", "--edge", "yard/e9", "--to", "dock/e2", "--from", "beginning", "--json", "--dsn", dsn
+    )
+    assert (done.returncode, json.loads(done.stdout)) == (
+        0, {"machines": ["m1"], "unknown": [], "site": "dock", "edge": "e2", "from": None}
+    )  # fmt: skip
+    rows = json.loads(cncmon("machines", "ls", "m1", "--json", "--dsn", dsn).stdout)
+    assert rows == [{"machine_id": "m1", "site": "dock", "edge": "e2", "from_time": None}]
+    assert cncmon("machines", "hand-over", "m3", "--to", "dock/e2", "--dsn", dsn).returncode == 0
+    (row,) = await connection.fetch(
+        "SELECT from_time, now() - from_time AS age FROM machine_owners WHERE machine_id = 'm3'"
+    )
+    assert timedelta(0) <= row["age"] < timedelta(minutes=5), "from now on where nothing is said"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--to", "hall/e1"), "say which"),
+        (("m1", "--edge", "hall/e1", "--to", "hall/e2"), "say which"),
+        (("m1", "--to", "hall"), "'hall' is no edge: write it as SITE/EDGE"),
+        (("m1", "--to", "Hall/e 1"), "site 'Hall'"),
+        (("m1", "--to", "hall/e1", "--from", "6 o'clock"), "is no time"),
+        (("m1", "--to", "hall/e1", "--from", "2026-11-30T06:00:00"), "is no time"),
+    ],
+)
+def test_a_hand_over_that_can_not_be_meant(arguments: tuple[str, ...], said: str) -> None:
+    done = cncmon("machines", "hand-over", *arguments, "--dsn", "postgresql://nobody@127.0.0.1:9/none")
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -27,6 +27,7 @@ from cncmon_ingest.connection import connect
 from cncmon_ingest.database_identity import identity_of
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import DATABASE_ERRORS, OutageError, translate
+from cncmon_ingest.machines import Bounds
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 
@@ -108,7 +109,7 @@ class Trier:
             return self._store
         self.close()
         connection = await connect(task.settings.database_dsn)
-        self._store, self._of = Store(connection, task.stream_created), of
+        self._store, self._of = Store(connection, task.stream_created, bounds=Bounds.of(task.settings)), of
         try:
             life = await identity_of(connection)
         except DATABASE_ERRORS as error:

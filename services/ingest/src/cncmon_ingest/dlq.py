@@ -9,9 +9,10 @@ import msgspec
 
 from cncmon_core.errors import FrameError, RejectedError
 from cncmon_core.frames import join, split_numbered
-from cncmon_ingest import dead_letters, dirty, events, gaps, machines, rows
+from cncmon_ingest import dead_letters, dirty, events, gaps, rows
 from cncmon_ingest.decode import WHOLE_MESSAGE, DeadLetter, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import speaks_of_data
+from cncmon_ingest.machines import Bounds, Machines
 from cncmon_ingest.partitions import Partitions
 from cncmon_ingest.settings import IngestSettings
 
@@ -128,8 +129,9 @@ async def replay(
 
     A letter leaves state 'dead' in the very transaction that writes its rows, so two replays at once store it once.
     """
+    machines = Machines(Bounds.of(settings))
     for id_ in ids:
-        yield await _replay_one(connection, id_, settings)
+        yield await _replay_one(connection, id_, settings, machines)
 
 
 async def drop(connection: asyncpg.Connection, which: Which) -> int:
@@ -138,7 +140,9 @@ async def drop(connection: asyncpg.Connection, which: Which) -> int:
     return int((await connection.execute(query, *which.arguments)).split()[-1])
 
 
-async def _replay_one(connection: asyncpg.Connection, id_: int, settings: IngestSettings) -> Replayed:
+async def _replay_one(
+    connection: asyncpg.Connection, id_: int, settings: IngestSettings, machines: Machines
+) -> Replayed:
     try:
         async with connection.transaction():
             # Locked until the rows are committed: of two replays at once the other waits, and finds it replayed.
@@ -147,8 +151,9 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
             )
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
-            message, left = _contents(row, settings)
-            still_dead = await _keep_left(connection, row, left)
+            numbers, message = _contents(row, settings)
+            await machines.judge(connection, [message])
+            still_dead = await _keep_left(connection, row, _left(row, numbers, message))
             await Partitions().ensure(connection, message.days)
             await connection.copy_to_table(
                 rows.TABLE, source=rows.pieces(message.packed), columns=rows.COLUMNS, format="binary"
@@ -159,10 +164,11 @@ async def _replay_one(connection: asyncpg.Connection, id_: int, settings: Ingest
                 await gaps.lock(connection)
             while said:
                 said = await events.declare(connection, said)
-            await machines.note(connection, [message], {})
     except RejectedError as error:
+        machines.forget()
         return Replayed(id_, 0, str(error))
     except asyncpg.PostgresError as error:
+        machines.forget()
         if not speaks_of_data(error):
             raise
         return Replayed(id_, 0, f"{error.sqlstate} {error}")
@@ -185,27 +191,34 @@ async def _keep_left(connection: asyncpg.Connection, row: asyncpg.Record, left: 
     return f"{letter.frames} of {row['frames']} frames are dead still: {letter.detail}"
 
 
-def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[Decoded, list[DeadLetter]]:
-    """Return what of a dead letter can be stored, as a message, and of a group what can't.
+def _contents(row: asyncpg.Record, settings: IngestSettings) -> tuple[Sequence[int], Decoded]:
+    """Return a dead letter as a message, and which frame of the original each of its frames is.
 
     Raises:
-        RejectedError: nothing of it can be stored; only a group may be stored in part.
+        MessageError: a group's payload was not made by `dead_letters.group`.
     """
     now = datetime.now(UTC)
+    headers: dict[str, str] = {}
+    payload: bytes = row["payload"]
+    numbers: Sequence[int] = range(1)
+    if dead_letters.is_group(row["frame"]):
+        numbers, parts = zip(*split_numbered(payload), strict=True)
+        payload = join(parts)
+    elif row["frame"] == WHOLE_MESSAGE:
+        headers = msgspec.json.decode(row["headers"])
+    else:
+        payload = join([payload])
     limits = Limits.at(now, settings.future_s_max, settings.retention_days)
-    if not dead_letters.is_group(row["frame"]):
-        whole = row["frame"] == WHOLE_MESSAGE
-        headers = msgspec.json.decode(row["headers"]) if whole else {}
-        payload = row["payload"] if whole else join([row["payload"]])
-        decoded = decode(Incoming(row["subject"], headers, payload, row["stream_seq"], now), limits)
-        if decoded.dead:
-            raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
-        return decoded, []
-    numbers, parts = zip(*split_numbered(row["payload"]), strict=True)
-    decoded = decode(Incoming(row["subject"], {}, join(parts), row["stream_seq"], now), limits)
-    if decoded.whole_dead:
-        raise FrameError(decoded.dead[0].reason, decoded.dead[0].detail)
-    left = [letter._replace(frame=numbers[letter.frame]) for letter in decoded.dead]
-    if not decoded.packed:
-        raise FrameError(*dead_letters.reasons_of(left))
-    return decoded, left
+    return numbers, decode(Incoming(row["subject"], headers, payload, row["stream_seq"], now), limits)
+
+
+def _left(row: asyncpg.Record, numbers: Sequence[int], message: Decoded) -> list[DeadLetter]:
+    """Return what of a letter is dead still.
+
+    Raises:
+        FrameError: nothing of it can be stored; only a group may be stored in part.
+    """
+    group = dead_letters.is_group(row["frame"])
+    if message.dead and (not group or message.whole_dead or not message.packed):
+        raise FrameError(*dead_letters.reasons_of(message.dead) if group else message.dead[0][1:3])
+    return [letter._replace(frame=numbers[letter.frame]) for letter in message.dead]

@@ -20,6 +20,7 @@ from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import DAYS_MAX, Decoded, Incoming, Limits, decode
 from cncmon_ingest.errors import ExportError, MigrationError
 from cncmon_ingest.exports import Damaged, Exported
+from cncmon_ingest.machines import Bounds
 from cncmon_ingest.migrate import schema
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
@@ -80,7 +81,7 @@ async def _store(settings: IngestSettings) -> AsyncIterator[Store]:
         if (problem := (await schema(connection)).problem()) is not None:
             raise MigrationError(problem)
         # There are no messages without identity here, so no stream that they could have their place in.
-        yield Store(connection, datetime.min.replace(tzinfo=UTC))
+        yield Store(connection, datetime.min.replace(tzinfo=UTC), bounds=Bounds.of(settings))
     finally:
         connection.terminate()
 

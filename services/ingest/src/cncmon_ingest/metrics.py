@@ -9,6 +9,7 @@ DEAD_EXPIRED = Counter(
     "cncmon_ingest_dead_letters_expired", "Dead letters deleted at the end of their retention, by state.", ["state"]
 )
 EPOCHS_FORKED = Counter("cncmon_ingest_epochs_forked", "Epochs under which two agents were found to publish.")
+MACHINE_MOVES = Counter("cncmon_ingest_machine_moves", "Machines that another edge of their site began to send.")
 GAP_BATCHES = Counter(
     "cncmon_ingest_gap_batches", "Batches entered as missing: declared by agents or abandoned.", ["state"]
 )

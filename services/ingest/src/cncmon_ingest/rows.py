@@ -72,6 +72,16 @@ def by_machine(packed: Iterable[bytes]) -> list[bytes]:
     return list(chain.from_iterable(machines.values()))
 
 
+def machine_of(row: bytes) -> str:
+    """Return a row's machine."""
+    return row[_MACHINE + 4 : _MACHINE + 4 + row[_MACHINE + 3]].decode()
+
+
+def time_of(row: bytes) -> int:
+    """Return a row's time, as `microseconds` gives it."""
+    return int.from_bytes(row[_MACHINE - 8 : _MACHINE], signed=True)
+
+
 def microseconds(moment: datetime) -> int:
     """Return a time as PostgreSQL counts it."""
     since = moment - EPOCH

@@ -59,6 +59,12 @@ class IngestSettings(Struct, frozen=True):
     retention_dead_letters_days: Annotated[
         int, Meta(ge=0, description="Dead letters are kept so long, their totals for ever; 0: for ever.")
     ] = 365
+    machines_max: Annotated[
+        int, Meta(ge=0, description="Samples of machines beyond so many are dead letters; 0: any number.")
+    ] = 50_000
+    machines_per_edge_max: Annotated[
+        int, Meta(ge=0, description="The same for the machines of one edge; 0: any number.")
+    ] = 3_000
     compress_after_days: Annotated[
         int,
         Meta(ge=0, description="Older chunks are compressed, where TimescaleDB's licence has it; 0: none."),

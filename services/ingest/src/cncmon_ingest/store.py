@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import asyncpg
 
-from cncmon_core import names
-from cncmon_ingest import dead_letters, dirty, events, forks, gaps, ledger, machines, rows
+from cncmon_ingest import dead_letters, dirty, events, forks, gaps, ledger, rows
 from cncmon_ingest.connection import TRANSACTION_S_MAX
 from cncmon_ingest.database_identity import NOTHING_KNOWN, Moment, check_moment, moment_of
 from cncmon_ingest.decode import Decoded
 from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, RetryError, speaks_of_data, translate
+from cncmon_ingest.machines import Bounds, Machines
 from cncmon_ingest.partitions import Partitions
 
 
@@ -41,14 +41,22 @@ class Store:
     """Writes decoded messages through one connection. Not for use by two tasks at once."""
 
     def __init__(
-        self, connection: asyncpg.Connection, stream_created: datetime, known: Callable[[], Moment] | None = None
+        self,
+        connection: asyncpg.Connection,
+        stream_created: datetime,
+        known: Callable[[], Moment] | None = None,
+        *,
+        bounds: Bounds = Bounds(),  # noqa: B008 immutable
     ) -> None:
-        """known: returns how far the database is at least; a transaction that finds it less far is not committed."""
+        """known: returns how far the database is at least; a transaction that finds it less far is not committed.
+
+        bounds: how many machines there may be.
+        """
         self._connection = connection
         self._stream_created = stream_created
         self._known = known or (lambda: NOTHING_KNOWN)
         self._seen = NOTHING_KNOWN
-        self._machines: dict[str, names.Origin] = {}
+        self._machines = Machines(bounds)
         self._partitions = Partitions()
 
     @property
@@ -79,6 +87,7 @@ class Store:
             RefusedError, RetryError, OutageError: nothing was committed.
         """
         first, rivals = _first_of_each(messages)
+        await self._judge(first)
         done = [await self._commit([message for message in first if not message.declares])]
         # What changes watermarks or gaps keeps every other worker waiting: in transactions of its own that are short.
         ahead: list[Decoded] = []
@@ -125,7 +134,7 @@ class Store:
         # Before the transaction asks: what others mirror while it runs may be newer than its answer.
         known = max(self._seen, self._known())
 
-        async def work() -> tuple[Outcome, list[Decoded], dict[str, names.Origin]]:
+        async def work() -> tuple[Outcome, list[Decoded]]:
             entered = await ledger.enter(connection, [m for m in messages if m.identity], exclusive=exclusive)
             plain = [m for m in messages if not m.identity]
             new = entered.new + await ledger.enter_unidentified(connection, plain, self._stream_created)
@@ -137,25 +146,31 @@ class Store:
                 left = await events.declare(connection, left)
             await dead_letters.insert(connection, [*new, *entered.conflicts], self._stream_created)
             await forks.note(connection, forks.in_conflicts(entered.conflicts))
-            moved = await machines.note(connection, new, self._machines)
             moment, now = await moment_of(connection)
             check_moment(moment, known)
             self._seen = moment
-            return Outcome(new, [], now, entered.conflicts), entered.renamed, moved
+            return Outcome(new, [], now, entered.conflicts), entered.renamed
 
         await self._ensure_partitions(messages)
         try:
-            outcome, renamed, moved = await self._in_transaction(work)
+            outcome, renamed = await self._in_transaction(work)
         except RetryError:
             self._partitions.forget()
             raise
-        if len(self._machines) > 100_000:
-            self._machines.clear()
-        self._machines.update(moved)
         if renamed:
             # Not in the same transaction: another worker may share the row and want to rename it, too.
             await self._in_transaction(lambda: ledger.rename(connection, renamed))
         return outcome
+
+    async def _judge(self, messages: Sequence[Decoded]) -> None:
+        """Make dead letters of samples of machines that are another site's or one too many (rules B9, B10)."""
+        if not self._machines.needs_database(messages):
+            return
+        try:
+            await self._in_transaction(lambda: self._machines.judge(self._connection, messages))
+        except BaseException:
+            self._machines.forget()
+            raise
 
     async def _ensure_partitions(self, messages: Sequence[Decoded]) -> None:
         try:

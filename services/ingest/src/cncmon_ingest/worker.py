@@ -18,6 +18,7 @@ from cncmon_ingest.errors import OutageError
 from cncmon_ingest.feed import Feed
 from cncmon_ingest.hold import Hold
 from cncmon_ingest.identity_watch import IdentityWatch
+from cncmon_ingest.machines import Bounds
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.store import Store
 from cncmon_ingest.suspects import Suspects, incoming_of
@@ -111,7 +112,12 @@ class Worker:
             return
         try:
             connection = await connect(self._settings.database_dsn)
-            self._store = Store(connection, self._stream_created, self._watch.known if self._watch else None)
+            self._store = Store(
+                connection,
+                self._stream_created,
+                self._watch.known if self._watch else None,
+                bounds=Bounds.of(self._settings),
+            )
             self._identity = await self._watch.admit(connection) if self._watch else None
             self._offset = await self._store.clock_offset()
         except OutageError as error:

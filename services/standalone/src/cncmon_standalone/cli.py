@@ -25,7 +25,9 @@ app = typer.Typer(
 dlq = typer.Typer(no_args_is_help=True, help="Dead letters: samples and messages that could not be stored.")
 db = typer.Typer(no_args_is_help=True, help="The database: what it takes, whether it is fit, its tables' version.")
 machines = typer.Typer(no_args_is_help=True, help="Take away what edges have.")
+owned = typer.Typer(no_args_is_help=True, help="Whose machines are: a machine's samples are taken from its owner only.")
 app.add_typer(machines, name="delete", short_help="Take machines from their edges.")
+app.add_typer(owned, name="machines", short_help="Whose machines are: ls, hand-over.")
 app.add_typer(dlq, name="dlq", short_help="What could not be stored: ls, show, replay, drop.")
 app.add_typer(db, name="db", short_help="The database: size, check, adopt, upgrade, recompute.")
 
@@ -247,12 +249,12 @@ def doctor(
     raise typer.Exit(_run(command.run(data, files or [], as_json=as_json)))
 
 
-def _edge_of(text: str | None) -> tuple[str, str] | None:
+def _edge_of(text: str | None, option: str = "--edge") -> tuple[str, str] | None:
     if text is None:
         return None
     site, _, edge = text.partition("/")
     if not (site and edge) or "/" in edge:
-        raise typer.BadParameter(f"{text!r} is no edge: write it as SITE/EDGE", param_hint="--edge")
+        raise typer.BadParameter(f"{text!r} is no edge: write it as SITE/EDGE", param_hint=option)
     return site, edge
 
 
@@ -356,6 +358,50 @@ def dlq_drop(
     from cncmon_standalone import dead_letters as command
 
     raise typer.Exit(_run(command.drop(data, which, dsn=dsn, confirmed=confirmed, as_json=as_json)))
+
+
+@owned.command("ls")
+def machines_ls(
+    machine: Annotated[str | None, typer.Argument(metavar="[MACHINE]", help="Only this one.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The first so many.")] = 1000,
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """List whose machines are, and since when."""
+    from cncmon_standalone import machine_owners as command
+
+    _run(command.ls(data, machine, dsn=dsn, limit=limit, as_json=as_json))
+
+
+@owned.command("hand-over")
+def machines_hand_over(
+    to: Annotated[str, typer.Option("--to", metavar="SITE/EDGE", help="The edge that reads them.")],
+    machines: Annotated[list[str] | None, typer.Argument(metavar="[MACHINE]...")] = None,
+    edge: Annotated[
+        str | None, typer.Option("--edge", metavar="SITE/EDGE", help="All that belong to this edge.")
+    ] = None,
+    from_text: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Of which samples on, as 2026-11-30T06:00:00Z; beginning; now."),
+    ] = None,
+    data: Data = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Let an edge of another site own machines, from a time on; within a site they move by themselves.
+
+    What the old edge still has from before that time stays its own. Exit status 1 when a machine is not known.
+    """
+    from cncmon_standalone import machine_owners as command
+
+    receiver = _edge_of(to, "--to")
+    if receiver is None:
+        raise UnusableError("say to which edge: --to SITE/EDGE")
+    asked = command.hand_over(
+        data, machines or [], of_edge=_edge_of(edge), to=receiver, from_text=from_text, dsn=dsn, as_json=as_json
+    )
+    raise typer.Exit(_run(asked))
 
 
 @app.command("import", short_help="Store what was exported from an edge.")
