@@ -171,7 +171,7 @@ async def test_delivery_b9_a_machine_moves_between_edges_of_a_site_by_itself(
     sent = [
         ("hall.e1", (0, 10, 20)),
         ("hall.e2", (1000, 1001)),
-        ("hall.e1", (1002, 1003)),
+        ("hall.e1", (1015, 1016)),
         ("hall.e1", (500, 600)),
         ("hall.e2", (1004,)),
         ("hall.e3", (5, 700)),
