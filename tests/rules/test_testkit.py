@@ -74,12 +74,7 @@ async def test_time_stands_still_while_a_thread_works() -> None:
     began_s = time.monotonic()
     working = asyncio.create_task(asyncio.to_thread(released.wait, 30))
     threading.Timer(0.05, released.set).start()
-    ticks = 0
-    while not working.done():
-        await asyncio.sleep(0)
-        ticks += 1
     assert await working
-    assert ticks > 0
     assert time.monotonic() - began_s < 0.05, "of looks at the clock alone"
 
 
@@ -152,7 +147,7 @@ def test_what_takes_long_begins_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_nearest_tests_of_a_change_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "known", dict)
+    monkeypatch.setattr(check, "known", lambda: {f"{AGENT}/tests/test_pace.py": 5.0})
     monkeypatch.setattr(check, "UNKNOWN_S", 1.0)
     changed = [f"{AGENT}/src/cncmon_agent/pace.py", f"{AGENT}/tests/test_ticks.py"]
     taken, left = check.chosen(changed)
