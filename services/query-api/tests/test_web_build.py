@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from testkit.waiting import WAIT_S_MAX
-
 ROOT = Path(__file__).parents[3]
 
 TOOLS = ("sh", "env", "dirname", "cat", "find", "sort", "xargs", "cksum", "tr", "ln", "chmod")
@@ -34,7 +32,6 @@ def test_without_node_on_the_path_it_is_built_with_what_pypi_has(tmp_path: Path)
         env=os.environ | {"PATH": str(plain)},
         capture_output=True,
         text=True,
-        timeout=WAIT_S_MAX,
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "services/query-api/src/cncmon_api/static/index.html").exists()

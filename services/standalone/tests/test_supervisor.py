@@ -148,10 +148,16 @@ async def test_a_part_that_never_gets_ready_is_named_with_its_last_words(
     supervisor = Supervisor(
         [part("mute", "print('no such table', flush=True)\n" + SLEEPER, ready=lambda: _never())], tmp_path, Watch()
     )
+
+    async def body() -> None:
+        mute = supervisor.runners["mute"]
+        await until(lambda: mute.missing == "never" and tail(mute.log))
+        await supervisor.wait_ready()
+
     with pytest.raises(
         PartError, match=r"(?s)mute is not ready after .* \(never\).*mute\.log ends with:\s+no such table"
     ):
-        await supervisor.run(supervisor.wait_ready)
+        await supervisor.run(body)
 
 
 async def test_a_part_that_cannot_be_run_fails_the_start_at_once(
