@@ -305,6 +305,22 @@ async def test_a_boot_that_knew_the_time_is_exact_though_it_moved_nothing() -> N
     assert all(FLAG not in (sample.extras or {}) for sample in second.moved())
 
 
+async def test_what_was_known_of_the_time_holds_for_a_later_process_of_the_same_boot() -> None:
+    """Somebody set the clock in between: what the samples' time was is known, and not by that clock."""
+    world = World()
+    first = Edge(Times(wall_ns=0, boottime=0, boot="a"), world=world)
+    first.take(3)
+    world.times.wall, world.times.synced = NOW_NS, True
+    first.clock.follow()
+    await first.move()  # its spools have not recovered: nothing is moved yet
+    assert first.moved() == []
+    world.times.wall += 3600 * S
+    second = Edge(world.times, world=world)
+    second.process.recover()
+    await second.move()
+    assert [sample.timestamp for sample in second.moved()] == [from_unix_ns(NOW_NS - n * S) for n in (2, 1, 0)]
+
+
 async def test_given_up_it_is_flagged_until_the_time_is_known() -> None:
     times = Times(wall_ns=0, boottime=0)
     edge = Edge(times)
