@@ -177,6 +177,8 @@ def test_delivery_a7_what_is_told_for_long_is_believed_whatever_was_told_before(
 
 def test_delivery_a4_of_a_forked_epoch_what_the_consumers_passed_is_freed() -> None:
     here = Here(4)
+    here.is_forked(4, floor=2)
+    assert here.held == [3, 4]
     here.is_forked(9, floor=2)
     assert here.held == [3, 4]
     here.is_forked(9, floor=3)
