@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mutants.data import Edit, Mutant, mutate, problems
+from mutants.data import Edit, Mutant, data_files, mutate, problems, read
 
 
 @pytest.fixture
@@ -47,3 +47,7 @@ def test_edits_of_one_file_apply_one_after_another(tree: Path) -> None:
     edits = (Edit("code.py", "a = 1", "a = 5"), Edit("code.py", "b = 1", "b = 6"))
     assert mutate(Mutant("X1", "two changes", edits), tree) == {"code.py": "a = 5\nb = 6\nc = 2\n"}
     assert (tree / "code.py").read_text() == "a = 1\nb = 1\nc = 2\n"
+
+
+def test_every_mutant_applies_once_and_names_a_test() -> None:
+    assert list(problems(read(data_files()))) == []
