@@ -16,7 +16,7 @@ from cncmon_agent.buffer import Buffer
 from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.buffer.hot import HotRing
 from cncmon_agent.closings import Closings
-from cncmon_agent.deliveries import OLD_NEWS_S, Deliveries
+from cncmon_agent.deliveries import IMPOSSIBLE, OLD_NEWS_S, Deliveries
 from cncmon_agent.epochs import FILE, Epoch, Epochs, EpochsFile
 from cncmon_agent.settings import AgentSettings
 from cncmon_agent.storage import Storage
@@ -79,14 +79,18 @@ class Here:
 def test_delivery_a7_a_watermark_above_the_last_appended_frees_nothing() -> None:
     here = Here(4)
     here.tell(1)
+    alarms = IMPOSSIBLE._value.get()
     here.tell(ABSURD, floor=4)
     assert here.held == [2, 3, 4]
+    assert IMPOSSIBLE._value.get() == alarms + 1
     assert not here.epoch.forked
     [said] = here.all.problems()
     assert str(ABSURD) in said
     # One above is as wrong as 10¹⁵.
     here.tell(5, floor=4)
     assert here.held == [2, 3, 4]
+    # The same doubt goes on: one alarm.
+    assert IMPOSSIBLE._value.get() == alarms + 1
 
 
 def test_delivery_a7_the_truth_is_listened_to_after_an_absurd_watermark() -> None:

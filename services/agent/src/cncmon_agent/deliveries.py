@@ -4,10 +4,19 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from prometheus_client import Counter
+
 from cncmon_agent.buffer import Buffer
 from cncmon_agent.delivery import Delivery
 from cncmon_agent.epochs import Epoch
+from cncmon_core import logs
 from cncmon_core.watermark import Watermark
+
+log = logs.get(__name__)
+
+IMPOSSIBLE = Counter(
+    "cncmon_edge_watermarks_impossible", "Watermarks above the last appended seq; what they name is not freed."
+)
 
 OLD_NEWS_S: Final = 60.0
 """A document that seems overtaken and is all that is told for so long is believed: the one before it was wrong."""
@@ -53,7 +62,7 @@ class Deliveries:
             epoch.forked = epoch.forked or epoch.epoch in self._told.forked
             delivery.passed(self.floor)
             if epoch.epoch in self._told.epochs:
-                delivery.told(self._told.epochs[epoch.epoch])
+                self._tell(delivery, self._told.epochs[epoch.epoch])
         self.earlier[epoch.epoch] = delivery
         return delivery
 
@@ -173,7 +182,7 @@ class Deliveries:
         self._told = document
         for delivery in list(self):
             if (seq := document.epochs.get(delivery.epoch.epoch)) is not None:
-                delivery.told(seq)
+                self._tell(delivery, seq)
         if self._asked and document.stream_created != self.stream_created:
             # Written before the server was asked, or the stream was made anew since: that it can tell, and we can't. A
             # floor of another stream would be taken for evidence that everything in this one was passed.
@@ -182,6 +191,20 @@ class Deliveries:
             # RFC 3339 in UTC sorts by time: where the server may not be asked, the stream that was made last counts.
             self._made(document.stream_created)
             self._pass(document.committed_floor)
+
+    @staticmethod
+    def _tell(delivery: Delivery, watermark: int) -> None:
+        before = delivery.claimed
+        delivery.told(watermark)
+        if delivery.claimed is None or before is not None:
+            return
+        IMPOSSIBLE.inc()
+        log.error(
+            "the database claims to have batches that were not accepted here: they are not freed",
+            epoch=delivery.epoch.epoch,
+            watermark=watermark,
+            not_freed_from=delivery.epoch.doubted_from,
+        )
 
     def _is_overtaken(self, document: Watermark, now_s: float) -> bool:
         before = self._told
