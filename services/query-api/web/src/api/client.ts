@@ -52,16 +52,13 @@ async function getJson<T>(path: string, signal?: AbortSignal): Promise<T> {
 const machinePath = (id: string) => `/api/v1/machines/${encodeURIComponent(id)}`;
 const iso = (ms: number) => new Date(ms).toISOString();
 
-/** All machines, read page by page. */
-export async function getMachines(signal?: AbortSignal): Promise<MachineList> {
-  const list = await getJson<MachineList>("/api/v1/machines", signal);
-  while (list.next_after) {
-    const after: string = encodeURIComponent(list.next_after);
-    const page: MachineList = await getJson<MachineList>(`/api/v1/machines?after=${after}`, signal);
-    list.machines.push(...page.machines);
-    list.next_after = page.next_after ?? null;
-  }
-  return list;
+/** All machines, read page by page: where the next one begins is known from the one before. */
+export async function getMachines(signal?: AbortSignal, after?: string): Promise<MachineList> {
+  const query = after === undefined ? "" : `?after=${encodeURIComponent(after)}`;
+  const page = await getJson<MachineList>(`/api/v1/machines${query}`, signal);
+  if (!page.next_after) return page;
+  const rest = await getMachines(signal, page.next_after);
+  return { ...page, machines: [...page.machines, ...rest.machines], next_after: null };
 }
 
 export interface SeriesQuery {
