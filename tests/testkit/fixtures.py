@@ -59,7 +59,9 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> o
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name at the end what was left out, so that a green run does not hide it."""
+    """Name at the end what was left out, so that a green run does not hide it, and how to have this order again."""
+    if SEED is not None:
+        terminalreporter.write_line(f"tests were shuffled: CNCMON_TEST_SEED={SEED}")
     suites = Counter(
         f"{report.nodeid.rsplit('/', 1)[0]}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}"
         for report in terminalreporter.stats.get("skipped", [])
