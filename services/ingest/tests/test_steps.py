@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import asyncpg
 import pytest
@@ -48,26 +48,23 @@ async def test_a_step_that_fails_never_blocks_the_others(
     postgres_dsn: str, database: asyncpg.Connection, bad: Callable[[asyncpg.Connection], Awaitable[float]]
 ) -> None:
     """It stands first and always has more to do; those behind it go on, and it is tried again."""
-    turns: Counter[str] = Counter()
+    turns: list[str] = []
 
     async def failing(connection: asyncpg.Connection) -> float:
-        turns["failing"] += 1
+        turns.append("failing")
         return await bad(connection)
 
     async def sound(connection: asyncpg.Connection) -> float:
         # In a transaction of its own: what another step left open would take it along.
         await connection.execute("INSERT INTO machines (machine_id, site, edge) VALUES (gen_random_uuid(), 's', 'e')")
-        turns["sound"] += 1
+        turns.append("sound")
         return MORE
 
-    before = failures("failing")
-    # Not before the failing one has failed a second time, and on the connection after that.
-    seen: list[int] = []
+    failed, hindered = failures("failing"), failures("sound")
 
-    async def went_on() -> bool:
-        if len(seen) < turns["failing"]:
-            seen.append(turns["sound"])
-        return turns["failing"] >= 2 and turns["sound"] >= seen[1] + 10
+    def went_on() -> bool:
+        """Whether it has failed twice, and the other had turns after that."""
+        return turns.count("failing") >= 2 and turns[-10:] == ["sound"] * 10
 
     task = asyncio.create_task(
         Maintainer(IngestSettings(postgres_dsn), [Step("failing", failing), Step("sound", sound)]).run()
@@ -76,9 +73,11 @@ async def test_a_step_that_fails_never_blocks_the_others(
     assert not task.done()
     task.cancel()
     await asyncio.wait([task])
-    assert failures("failing") - before >= 2
+    assert failures("failing") - failed >= 2
+    assert failures("sound") == hindered, "the sound step was given a connection that it could not use"
+    assert ("failing", "failing") not in pairwise(turns), "it goes first again though the other waits"
     stored = await database.fetchval("SELECT count(*) FROM machines")
-    assert stored >= turns["sound"], "a turn of the sound step was rolled back with the failing one's"
+    assert stored >= turns.count("sound"), "a turn of the sound step was rolled back with the failing one's"
 
 
 async def test_a_step_is_tried_again_after_a_growing_pause_that_is_bounded(database: asyncpg.Connection) -> None:
