@@ -147,7 +147,7 @@ async def test_check_says_what_to_do(dsn: str, connection: asyncpg.Connection) -
     try:
         found = todo(f"postgresql://reader:a@{dsn.partition('@')[2]}")
         assert found["tables"] == "this program is too old for the tables: use a newer one"
-        assert found["rights"].startswith("GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters, ")
+        assert found["rights"].startswith("GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letter_totals, dead_letters, ")
         refused = cncmon("db", "upgrade", "--dsn", dsn)
         assert refused.returncode == 1
         assert "use a newer version" in refused.stderr
@@ -237,7 +237,8 @@ async def test_whose_machines_are_and_handing_them_over(dsn: str, connection: as
     assert "m9: no sample of it was ever stored" in done.stdout
     assert "cncmon dlq replay --reason foreign_machine" in done.stdout
     listed = cncmon("machines", "ls", "--dsn", dsn).stdout.splitlines()
-    assert listed == [
+    # Tests before this one may have stored machines of their own.
+    assert [line for line in listed if line.startswith(("m1 ", "m2 "))] == [
         "m1  hall/e1  always",
         "m1  yard/e9  since 2026-11-30 06:00:00 UTC",
         "m2  hall/e1  always",
