@@ -27,7 +27,7 @@ async def test_delivery_d2_a_full_stream_refuses_and_drops_nothing(
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
 ) -> None:
     """Each message that was accepted is there, from the first, until it is committed."""
-    settings = settings_for(postgres_dsn, stream_messages_max=1000)
+    settings = settings_for(postgres_dsn, stream_messages_max=1000, stream_messages_per_edge_max=0)
     await prepare(nats_client, settings)
     accepted = []
     for seq in range(1, 1101):

@@ -166,11 +166,17 @@ async def test_stream_full(plant: Plant) -> None:
             async with plant.client() as client, asyncio.timeout(WAIT_S_MAX):
                 while not await full(client):
                     await asyncio.sleep(0.05)
+                first_seq = await first_of(client)
                 await asyncio.sleep(SIZE.fault_s)
-                assert await full(client), "what is full refuses, and drops nothing"
+                assert await full(client)
+                assert await first_of(client) == first_seq, "what is full refuses, and drops nothing uncommitted"
             plant.ingest.start()
             await plant.recovered()
     await plant.holds()
+
+
+async def first_of(client: Client) -> int:
+    return (await client.jetstream().stream_info(names.STREAM)).state.first_seq
 
 
 async def full(client: Client) -> bool:
