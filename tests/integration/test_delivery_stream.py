@@ -61,6 +61,12 @@ async def test_delivery_d2_an_edge_above_its_share_waits_and_others_do_not(
 
         await until(has_its_share)
         assert agent.deliveries.unacknowledged() >= 3 * SHARE
+
+        async def says_why() -> bool:
+            return "maximum messages per subject exceeded" in (agent.publisher.stream_error or "")
+
+        # Not as a PubAck that does not come: the server said no.
+        await until(says_why)
         for seq in range(1, SHARE + 1):
             await publish_batch(nats_client, seq, [frame(seq)], edge="other")
         with pytest.raises(APIError, match="per subject"):
@@ -68,6 +74,7 @@ async def test_delivery_d2_an_edge_above_its_share_waits_and_others_do_not(
         async with running_ingest(nats_url, settings):
             await until(lambda: agent.storage.buffer.stats().batches == 0)
             await until(lambda: drained(nats_client))
+            assert agent.publisher.stream_error is None
     assert await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'm'") == 4 * SHARE
     assert await database.fetchval("SELECT count(*) FROM sensor_data") == 5 * SHARE
     assert await database.fetchval("SELECT count(*) FROM gaps") == 0

@@ -229,7 +229,7 @@ async def test_the_document_describes_the_bytes(api, store):
             continue
         url = path.replace("{machine_id}", "m1")
         check(responses["200"]["content"]["application/json"]["schema"], await api.json(url), document)
-        for code, bad in {"400": f"{url}?from=x", "404": path.replace("{machine_id}", "none")}.items():
+        for code, bad in {"400": f"{url}?from=x&limit=x", "404": path.replace("{machine_id}", "none")}.items():
             if code in responses:
                 answer = await api.http.get(bad)
                 assert str(answer.status_code) == code

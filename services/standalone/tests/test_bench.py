@@ -11,7 +11,7 @@ import pytest
 from cncmon_standalone.bench import command
 from cncmon_standalone.bench.measure import Cost, Drained
 
-COMMAND = [sys.executable, "-m", "cncmon_standalone.cli", "bench", "--samples", "50000"]
+COMMAND = [sys.executable, "-m", "cncmon_standalone.cli", "bench", "--samples", "100000"]
 
 
 def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     [drain] = figures["drains"]
-    assert figures["samples"] == 50_000
+    assert figures["samples"] == 100_000
     assert (drain["workers"], drain["lost"], drain["doubled"]) == (2, 0, 0)
     rates = [drain["samples_s"], *figures["copy_s"].values(), *(figures[f"{name}_s"] for name in ("decode", "publish"))]
     assert all(rate > 0 for rate in rates)

@@ -27,6 +27,7 @@ from cncmon_agent.batcher import Batcher
 from cncmon_agent.deliveries import Deliveries
 from cncmon_agent.delivery import Delivery
 from cncmon_agent.pace import CommitLag, Latency, Pace
+from cncmon_agent.puback import PubAcks
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import logs, names
 from cncmon_core.frames import ENCODING_ZSTD, MAX_PAYLOAD_RESERVE_BYTES
@@ -112,7 +113,7 @@ class Publisher:
         """Publish until the connection is gone; run each of `also(client)` beside it."""
         self._batcher.limit(client.max_payload)
         self._stuck = None
-        js = client.jetstream(timeout=self._settings.ack_timeout_ms / 1000)
+        js = PubAcks(client, timeout=self._settings.ack_timeout_ms / 1000)
         await self._look_at_stream(js)
         # All that is collected goes to the backlog's side of the line.
         self._batcher.go(online=True)

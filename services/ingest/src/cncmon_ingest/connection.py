@@ -19,8 +19,13 @@ TRANSACTION_S_MAX = 20.0
 """Well under ack_wait's default, and far over what a transaction of the largest fetch takes."""
 
 
-async def connect(dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX) -> asyncpg.Connection:
+async def connect(
+    dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX, *, warn: bool = True
+) -> asyncpg.Connection:
     """Return a connection fit for the transaction. statement_s_max: how long it waits for the answer to a statement.
+
+    warn: whether to log that the server's settings can lose what was acknowledged, as services do. A command that
+    people call prints its answer alone; for them `cncmon db check` says it.
 
     Raises:
         NotConnectedError: it can't be had, or the server would acknowledge commits that a crash can take back; says
@@ -48,7 +53,7 @@ async def connect(dsn: str, statement_s_max: float | None = TRANSACTION_S_MAX) -
     except (*DATABASE_ERRORS, ValueError) as error:
         raise NotConnectedError(_why_not(dsn, error)) from error
     try:
-        problem = await _problem_of(connection)
+        problem = await _problem_of(connection, warn)
     except BaseException as error:
         connection.terminate()
         if isinstance(error, DATABASE_ERRORS):
@@ -86,12 +91,13 @@ def _why_not(dsn: str, error: Exception) -> str:
             return f"{where}: {translate(error)}"
 
 
-async def _problem_of(connection: asyncpg.Connection) -> str | None:
+async def _problem_of(connection: asyncpg.Connection, warn: bool) -> str | None:
     settings = await durability.values(connection)
     commit = settings["synchronous_commit"]
     if commit not in durability.DURABLE_COMMITS:
         return f"synchronous_commit is {commit!r}; it must be 'on', or acknowledged samples can be lost"
-    durability.warn(settings)
+    if warn:
+        durability.warn(settings)
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         return f"the server is read-only, a replica: {DSN} must lead to the primary"
     if await connection.fetchval("SHOW transaction_read_only") == "on":

@@ -76,7 +76,7 @@ async def run(
 
 @asynccontextmanager
 async def _store(settings: IngestSettings) -> AsyncIterator[Store]:
-    connection: asyncpg.Connection = await connect(settings.database_dsn)
+    connection: asyncpg.Connection = await connect(settings.database_dsn, warn=False)
     try:
         if (problem := (await schema(connection)).problem()) is not None:
             raise MigrationError(problem)
