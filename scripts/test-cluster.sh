@@ -9,15 +9,6 @@ scripts/setup.sh dev
 if [ $# -gt 0 ]; then
     exec .venv/bin/pytest tests/cluster "$@"
 fi
-# One node a machine. Its tests wait for pods most of the time, so those of the API run beside them.
-said=$(mktemp)
-.venv/bin/pytest tests/cluster/node >"$said" 2>&1 &
-node=$!
-trap 'kill "$node" 2>/dev/null || :; rm -f "$said"' EXIT
-trap 'exit 130' INT TERM
-status=0
-.venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder tests/cluster \
-    --ignore tests/cluster/node || status=$?
-wait "$node" || status=$?
-cat "$said"
-exit "$status"
+.venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-2}" --dist loadfile tests/cluster --ignore tests/cluster/node
+# One node a machine, and all of the machine for it.
+exec .venv/bin/pytest tests/cluster/node
