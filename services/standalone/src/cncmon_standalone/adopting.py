@@ -13,7 +13,7 @@ from cncmon_standalone import console
 from cncmon_standalone.database import connected
 from cncmon_standalone.errors import StandaloneError
 
-TODO = "if it is to lead from now on, run: cncmon db adopt"
+ADVICE = "if it is to lead from now on, run: cncmon db adopt"
 
 
 async def run(data: Path | None, *, dsn: str | None, as_json: bool) -> None:

@@ -132,7 +132,7 @@ async def _leads(connection: asyncpg.Connection) -> Finding:
     if adopted:
         return Finding("identity", "adopted: it leads once ingest runs on it")
     if refused:
-        return Finding("identity", f"it is not the stream's database: {refused}", adopting.TODO)
+        return Finding("identity", f"it is not the stream's database: {refused}", adopting.ADVICE)
     return Finding("identity", "no other database is known to have the stream's samples")
 
 

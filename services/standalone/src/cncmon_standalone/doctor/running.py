@@ -131,7 +131,7 @@ async def _schema(group: Group, connection: asyncpg.Connection) -> None:
     group.ok("the tables are up to date", f"migration {found.number}")
     refused, adopted = await adopting.state(connection)
     if refused and not adopted:
-        group.fail("it is the stream's database", refused, adopting.TODO)
+        group.fail("it is the stream's database", refused, adopting.ADVICE)
     else:
         group.ok("it is the stream's database", "adopted" if adopted else "")
     extension = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
