@@ -10,7 +10,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from cncmon_core.nats_link import CONNECTED, NatsLink, NatsSettings
+from cncmon_core.nats_link import CONNECTED, NatsLink, NatsSettings, TolerantClient
 from testkit.servers import Server, running_nats
 from testkit.waiting import WAIT_S_MAX
 
@@ -263,3 +263,18 @@ async def test_a_server_that_never_speaks_is_left_without_a_leak() -> None:
             await until(lambda: left >= 2)
             assert not task.done()
             assert link.check() != f"NATS nats://127.0.0.1:{port}: "
+
+
+async def test_a_flush_that_was_given_up_does_not_make_the_client_deaf(nats_server: Server) -> None:
+    client = TolerantClient()
+    await client.connect(f"nats://127.0.0.1:{nats_server.port}", allow_reconnect=False)
+    try:
+        given_up = asyncio.create_task(client.flush())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        # Its PONG comes before this one's.
+        await client.flush(timeout=30)
+        assert given_up.cancelled()
+        assert client._pongs == []
+    finally:
+        await client.close()

@@ -22,6 +22,7 @@ from nats.js.errors import NotFoundError, ServerError
 
 from cncmon_core import names
 from cncmon_core.identity import identity_of
+from cncmon_core.nats_link import TolerantClient
 from cncmon_ingest import bootstrap
 from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
@@ -115,7 +116,7 @@ class Cloud:
         self._folder = folder
         self._leader: asyncio.Task[None] | None = None
         self._wanted: asyncio.Queue[tuple[float, asyncio.Future[None]]] = asyncio.Queue()
-        self.client = Client()
+        self.client = TolerantClient()
 
     @property
     def js(self) -> JetStreamContext:
@@ -125,7 +126,7 @@ class Cloud:
     async def begin(self) -> None:
         """Connect, and make what is not there. Sessions that were are gone."""
         await self.end()
-        self.client = Client()
+        self.client = TolerantClient()
         await self.client.connect(f"nats://127.0.0.1:{self._server.port}", allow_reconnect=False)
         await self._ensure()
 

@@ -51,11 +51,12 @@ class NatsSettings(Struct, frozen=True):
     retry_delay_ms_max: Annotated[int, Meta(ge=1, description="Last bound of the jittered back-off.")] = 10_000
 
 
-class _TolerantClient(Client):
-    """nats-py's client ends its read loop, without closing, at a subject that is not UTF-8. The server allows it.
+class TolerantClient(Client):
+    """nats-py's client, mended where it ends its read loop without closing: it is deaf then, and looks connected.
 
-    And where a connection is reset while something is written, what the event loop says of it (RuntimeError by uvloop,
-    AttributeError by asyncio's transports) is a lost connection and no fault in the code.
+    It does so at a subject that is not UTF-8, which the server allows, and at the PONG for a flush that was cancelled or
+    timed out. And where a connection is reset while something is written, what the event loop says of it (RuntimeError
+    by uvloop, AttributeError by asyncio's transports) is a lost connection and no fault in the code.
     """
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
@@ -63,6 +64,12 @@ class _TolerantClient(Client):
             return await super()._flush_pending(force_flush)
         except (RuntimeError, AttributeError) as error:
             raise ConnectionResetError(f"the connection was reset: {error}") from error
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            # Nobody waits for it any more, but the PONGs come in the order of the PINGs.
+            self._pongs[0] = asyncio.Future()
+        await super()._process_pong()
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
         readable = subject.decode("utf-8", "backslashreplace").encode()
@@ -162,7 +169,7 @@ class NatsLink:
             "ping_interval": settings.ping_interval_ms / 1000,
         }
         timeout_s = settings.connect_timeout_ms / 1000 + 1
-        client = _TolerantClient()
+        client = TolerantClient()
         try:
             await asyncio.wait_for(
                 client.connect(
