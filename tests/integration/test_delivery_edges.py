@@ -126,6 +126,34 @@ async def test_delivery_a6_the_highest_seq_of_an_epoch_does_not_go_back(plant: P
     assert tuple(row) == (12, 120, 3)
 
 
+async def test_delivery_a6_a_count_is_that_of_the_highest_seq_or_unknown(plant: Plant) -> None:
+    async def counted() -> tuple[int, int | None]:
+        row = await plant.database.fetchrow("SELECT last_seq, accepted_samples FROM edge_epochs")
+        assert row is not None
+        return row["last_seq"], row["accepted_samples"]
+
+    await plant.hear(10, epoch(1, 5, 50))
+    await plant.hear(20, epoch(1, 5, None))
+    assert await counted() == (5, 50), "who forgot it takes nothing back"
+    await plant.hear(30, epoch(1, 5, 50, acked_seq=8))
+    assert await counted() == (8, None), "the stream has more than was synced, and nobody counted that"
+    await plant.hear(40, epoch(1, 9, None))
+    assert await counted() == (9, None)
+    await plant.hear(50, epoch(1, 9, 90))
+    assert await counted() == (9, 90)
+
+
+async def test_delivery_d4_samples_that_nobody_counted_are_not_none(database: asyncpg.Connection, plant: Plant) -> None:
+    """An edge that has freed, dropped and acknowledged may not know any more how many samples its last seq ended."""
+    await plant.store.write([batch(1, 2)])
+    await plant.hear(0, epoch(EPOCH, 1, 2, acked_seq=4))
+    await plant.hear(700, epoch(NEXT, 1, 1))
+    await plant.look()
+    assert await gaps_of(database) == [(2, 4, None)]
+    books = await reconcile(database, timedelta(0))
+    assert (books.unbalanced, books.gap_batches) == ([], 3)
+
+
 async def test_delivery_a6_what_an_edge_has_no_more_is_written_down(plant: Plant) -> None:
     """Ingest was away when the card was changed: only the new card's heartbeat tells of the old one's epochs."""
     await plant.hear(10, epoch(2, 1, 1), gone=[epoch(1, 12, 120)])

@@ -15,6 +15,7 @@ from cncmon_core import names
 from cncmon_core.events import Event, encode_event
 from cncmon_core.watermark import decode_watermark
 from cncmon_ingest import gaps
+from cncmon_ingest.abandoned import abandon
 from cncmon_ingest.advance import advance
 from cncmon_ingest.connection import connect
 from cncmon_ingest.errors import RetryError
@@ -481,6 +482,36 @@ async def test_delivery_a1_what_lies_above_a_closing_is_void_and_no_gap(
     assert await gaps_of(database) == []
     assert (await watermark_of(database), await ledger_of(database)) == (2, [5])
     assert new_seqs((await store.write([batch(4), batch(5)])).new) == [4], "what comes of it is stored"
+
+
+async def test_delivery_a1_a_closing_that_can_not_tell_its_samples_leaves_them_unknown(
+    store: Store, database: asyncpg.Connection
+) -> None:
+    def closing(last_seq: int, samples: int | None) -> bytes:
+        data = {"epoch": EPOCH, "last_seq": last_seq, "samples": samples}
+        return encode_event(Event("epoch_closed", datetime.now(UTC), data=data))
+
+    async def closed() -> tuple[int, int | None]:
+        row = await database.fetchrow("SELECT closed_seq, closed_samples FROM watermarks WHERE epoch = $1", EPOCH)
+        assert row is not None
+        return row["closed_seq"], row["closed_samples"]
+
+    await store.write([batch(1, 2)])
+    await database.execute(
+        "INSERT INTO edge_epochs (epoch, site, edge, boot_id, last_seq, accepted_samples, freed_seq, listed) "
+        "VALUES ($1, 'hall', 'e1', '', 9, 18, 0, now() - INTERVAL '1 day')",
+        EPOCH,
+    )
+    await abandon(database, EPOCH)
+    assert await gaps_of(database) == [(2, 9, 16)]
+    await store.write([declaration(1, closing(4, None))])
+    assert (await closed(), await gaps_of(database)) == ((4, None), [(2, 4, None)])
+    await store.write([declaration(2, closing(3, 6), closing(4, 8), closing(4, None))])
+    assert await closed() == (4, 8)
+    await store.write([declaration(3, closing(3, 6))])
+    assert await closed() == (4, 8), "one that says less takes nothing back"
+    await store.write([declaration(4, closing(5, None))])
+    assert await closed() == (5, None)
 
 
 # --- on a running service ----------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ from prometheus_client import REGISTRY
 
 from cncmon_agent import agent as agent_module
 from cncmon_agent import forecast
-from cncmon_agent.agent import Agent, note_end
+from cncmon_agent.agent import Agent, note_end, note_synced
 from cncmon_agent.batch import make
 from cncmon_agent.buffer.emptied import Emptied
 from cncmon_agent.buffer.hot import HotRing
+from cncmon_agent.delivery import Delivery
 from cncmon_agent.epochs import FILE, Epoch, EpochsFile
+from cncmon_agent.heartbeat import epoch_report, unread_report
 from cncmon_agent.publish import Publisher, _Flight, _Lane
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import frames, names, nats_link
@@ -378,3 +380,24 @@ async def test_delivery_a5_a_last_sequence_heard_while_batches_are_on_their_way_
     await agent.publisher._look_at_stream(stream.jetstream())
     assert current.resent == 1
     agent.storage.close()
+    assert end_of(Epoch(7, last_seq=2, last_samples=4), range(6, 6)) == (5, 0), "dropped: nobody counts the rest"
+
+
+def test_a_count_is_that_of_its_seq_or_unknown() -> None:
+    ring = HotRing(1 << 20)
+    for seq in range(1, 7):
+        ring.append(make(7, seq, (seq - 1) * 2, "samples", [b"a", b"b"], 1, 0))
+    epoch = Epoch(7)
+    note_synced(epoch, ring, 3)
+    assert (epoch.last_seq, epoch.last_samples, epoch.counted) == (3, 6, 6)
+    ring.free(4)
+    note_synced(epoch, ring, 4)
+    assert (epoch.last_seq, epoch.counted) == (4, 8), "the batch behind it tells"
+    ring.free(6)
+    note_synced(epoch, ring, 5)
+    assert (epoch.last_seq, epoch.counted) == (5, None), "not that of seq 4"
+    delivery = Delivery(ring, epoch, 120.0)
+    assert epoch_report(delivery).accepted_samples is None
+    assert epoch_report(delivery, 12).accepted_samples == 12
+    assert unread_report(epoch).accepted_samples is None
+    assert Epoch(7).counted == 0

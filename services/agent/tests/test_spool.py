@@ -56,6 +56,10 @@ class FailingDisk(Disk):
         self._may("sync_folder")
         super().sync_folder(folder)
 
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+        self._may("open")
+        return super().open(path, write=write, create=create)
+
     def list_files(self, folder: Path) -> list[Entry]:
         self._may("list_files")
         return super().list_files(folder)
@@ -491,6 +495,38 @@ def test_files_that_are_not_scanned_yet_make_room_too(start) -> None:
         piece.run()
         piece.install()
     assert spool.earlier[7].range() == (first + dropped, end)
+
+
+def test_delivery_a7_the_end_of_an_epoch_is_known_where_its_last_file_goes_before_it_is_scanned(start) -> None:
+    spool = start()
+    fill(spool.begin(7), 5)
+    sync(spool)
+    spool.close()
+    spool = start(recover=False)
+    dropped = spool.shed()
+    assert (dropped.first, dropped.last, dropped.samples) == (1, 5, 5)
+    assert spool.stats().dropped_samples == 5
+    for piece in spool.recover_steps():
+        piece.run()
+        piece.install()
+    assert spool.earlier[7].range() == (6, 6), "so that what is missing below can be declared"
+    assert list(spool.earlier[7]) == []
+    spool.forget(7)
+    assert spool.earlier == {}
+
+
+def test_a_last_file_that_can_not_be_read_is_one_batch_at_least(start, disk: FailingDisk) -> None:
+    spool = start()
+    fill(spool.begin(7), 5)
+    sync(spool)
+    spool.close()
+    spool = start(recover=False)
+    disk.fail["open"] = errno.EIO, 1
+    assert spool.shed().last == 1
+    for piece in spool.recover_steps():
+        piece.run()
+        piece.install()
+    assert spool.earlier[7].range() == (2, 2)
 
 
 def test_spares_are_two_at_most_and_used_again(start, tmp_path: Path) -> None:

@@ -29,15 +29,20 @@ class DeliveryWorld:
         self.told: dict[int, int] = {}
         self.database: str | None = None
         self.stream: Path | None = None
+        self.at = "begin"
+        """What is being done: steps are counted in the order in which a failure lists them."""
 
     async def check(self) -> Found:
         """Raise AssertionError where the promise is broken."""
         found = await look(self.cloud.database)
+        self.promises.note(self.at, found, {edge.name: edge for edge in self.edges})
         self.promises.check(found)
         self.promises.regressed = {key for key in self.promises.regressed if not self.promises.is_settled(key, found)}
         for key in self.promises.unsettled(found):
             if key not in self.promises.regressed | self.promises.gone:
-                assert any(edge.holds(key) for edge in self.edges), f"{key[:2]} is neither settled nor held by its edge"
+                assert any(edge.holds(key) for edge in self.edges), (
+                    f"{key[:2]} is neither settled nor held by its edge: {self.promises.history[key]}"
+                )
         return found
 
     async def connect(self, number: int, *, asks: bool) -> None:
@@ -146,7 +151,8 @@ class DeliveryWorld:
         for edge in self.edges:
             edge.recover()
         rested = 0
-        for _ in range(ROUNDS_MAX):
+        for turn in range(ROUNDS_MAX):
+            self.at = f"settle {turn}"
             await cloud.redeliver()
             for number, edge in enumerate(self.edges):
                 edge.sync()
@@ -176,16 +182,29 @@ class DeliveryWorld:
         else:
             raise AssertionError(f"not at rest after {ROUNDS_MAX} rounds: {await self._restless()}")
         found = await self.check()
-        missing = [key[:2] for key in self.promises.unsettled(found)]
+        missing = [(key[:2], self.promises.history[key]) for key in self.promises.unsettled(found)]
         assert not missing, f"promised, and neither stored, dead nor a gap: {missing}"
-        unread = [key[:2] for key in self.promises.in_stream if not self.promises.is_there(key, found)]
+        unread = [
+            (key[:2], self.promises.history[key])
+            for key in self.promises.in_stream
+            if not self.promises.is_there(key, found)
+        ]
         assert not unread, f"the stream had them, and they were not read again: {unread}"
         books = await self._books()
-        assert books.balanced, f"the books don't balance: {books.unbalanced}"
+        assert books.balanced, f"the books don't balance: {books.unbalanced}; {await self._rows(books)}"
         assert not books.pending, f"something is still on its way: {books.pending}"
 
     async def _books(self) -> Books:
         return await reconcile(self.cloud.database, timedelta(0))
+
+    async def _rows(self, books: Books) -> str:
+        """Return what the database has of the epochs that don't balance."""
+        rows = []
+        for account in books.unbalanced:
+            for table in ("edge_epochs", "watermarks", "gaps", "ledger"):
+                found = await self.cloud.database.fetch(f"SELECT * FROM {table} WHERE epoch = $1", account.epoch)
+                rows += [f"{table}: {dict(row)}" for row in found]
+        return "; ".join(rows)
 
     async def _restless(self) -> str:
         edges = [

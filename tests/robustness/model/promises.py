@@ -1,10 +1,10 @@
 """What edges have accepted, and what the database says became of it: the judge of a run of the model."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import asyncpg
 import msgspec
@@ -18,6 +18,13 @@ from cncmon_core.sample import Sample
 
 Key = tuple[int, int, str]
 """epoch, seq, SHA-256: two processes may give one identity to two batches."""
+
+
+class Holder(Protocol):
+    """An edge."""
+
+    def holds(self, key: Key) -> bool:
+        """Whether it has a batch, or still has to declare it."""
 
 
 class Quality(StrEnum):
@@ -107,6 +114,8 @@ class Promises(AcceptedLog):
         """Those of them that the stream had. At the end they are there."""
         self.gone: set[Key] = set()
         """Lost with a disk. At the end they are there, or a gap, unless they are excused."""
+        self.history: dict[Key, list[str]] = {}
+        """What each batch was like, and since when."""
 
     def number(self, quality: Quality) -> int:
         """Return the next sample's number."""
@@ -136,6 +145,22 @@ class Promises(AcceptedLog):
     def is_there(self, key: Key, found: Found) -> bool:
         """Whether each sample of a batch is stored or a dead letter."""
         return all(number in found.stored or number in found.dead for number in self.batches[key])
+
+    def note(self, at: str, found: Found, edges: Mapping[str, Holder]) -> None:
+        """Write down of each batch what it is like now, where that changed."""
+        for key in self.batches:
+            words = ["there"] if self.is_there(key, found) else []
+            words += ["gap"] if found.is_gap(key) else []
+            words += (
+                [f"under watermark {found.watermarks[key[0]]}"] if key[1] <= found.watermarks.get(key[0], 0) else []
+            )
+            words += [f"held by {name}" for name, edge in edges.items() if edge.holds(key)]
+            sets = ("promised", "excused", "regressed", "in_stream", "gone")
+            words += [name for name in sets if key in getattr(self, name)]
+            history = self.history.setdefault(key, [])
+            said = ", ".join(words) or "nowhere"
+            if not history or history[-1].split(": ", 1)[1] != said:
+                history.append(f"{at}: {said}")
 
     def check(self, found: Found) -> None:
         """Raise AssertionError where a sample is there twice, in the wrong place, or a watermark passed what is not."""

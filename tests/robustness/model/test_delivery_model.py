@@ -56,7 +56,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.run(self.servers.cloud.reset(self.servers.pristine))
         # Epochs' timers and events belong to a running loop.
         self.world = self.run(self._make())
-        self.restored = 0
+        self.restored = self.steps = 0
 
     async def _make(self) -> DeliveryWorld:
         return DeliveryWorld(self.servers.cloud, self.folder, EDGES)
@@ -69,6 +69,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def step(self, work: Callable[[], Any]) -> None:
         """Do something, and look whether all still holds."""
+
+        self.steps += 1
+        self.world.at = f"step {self.steps}"
 
         async def done() -> None:
             if asyncio.iscoroutine(made := work()):

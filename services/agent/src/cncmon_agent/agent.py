@@ -22,7 +22,7 @@ from cncmon_agent.closings import Closings
 from cncmon_agent.config.follower import ConfigFollower
 from cncmon_agent.control import Controller, ControlSettings
 from cncmon_agent.deliveries import Deliveries
-from cncmon_agent.delivery import Delivery, is_held
+from cncmon_agent.delivery import Delivery, is_held, samples_before
 from cncmon_agent.durable_file import DurableFile
 from cncmon_agent.epochs import Epoch, Epochs
 from cncmon_agent.errors import FolderError, FolderInUseError
@@ -362,23 +362,23 @@ class Agent:
 
 def note_synced(epoch: Epoch, buffer: Buffer, synced_seq: int) -> None:
     """Write down up to which seq the current epoch is synced, also where that batch is freed, or damaged since."""
-    if (batch := buffer.get(synced_seq)) is not None:
-        epoch.last_seq, epoch.last_samples = synced_seq, batch.identity.base + batch.samples
-    elif epoch.freed_seq >= max(synced_seq, epoch.last_seq):
-        epoch.last_seq, epoch.last_samples = epoch.freed_seq, epoch.freed_samples
-    else:
+    last_seq = max(epoch.last_seq, epoch.freed_seq, synced_seq)
+    if (samples := samples_before(buffer, epoch, last_seq + 1)) is None:
         # How many samples it had is not known any more; that it was there must be.
-        epoch.last_seq = max(epoch.last_seq, synced_seq)
+        samples = 0
+    epoch.last_seq, epoch.last_samples = last_seq, samples
 
 
 def note_end(epoch: Epoch, buffer: Buffer) -> None:
     """Write down where an earlier epoch ended: at what is recovered, unless more was known to be synced or taken."""
-    first, end = buffer.range()
-    ends = [(epoch.last_seq, epoch.last_samples), (epoch.acked_seq, epoch.acked_samples)]
-    # The last one may be damaged: a seq of the epoch all the same, and its samples are the gap's to tell.
-    last = next((batch for seq in range(end - 1, first - 1, -1) if (batch := buffer.get(seq)) is not None), None)
-    if last is not None:
-        ends.append((end - 1, last.identity.base + last.samples))
+    _, end = buffer.range()
+    # The last one may be damaged, or dropped: a seq of the epoch all the same, and nobody knows its samples.
+    last = buffer.get(end - 1)
+    ends = [
+        (epoch.last_seq, epoch.last_samples),
+        (epoch.acked_seq, epoch.acked_samples),
+        (end - 1, last.identity.base + last.samples if last is not None else 0),
+    ]
     epoch.last_seq, epoch.last_samples = max(ends)
 
 

@@ -42,7 +42,7 @@ class Closings:
                 Event(
                     EPOCH_CLOSED,
                     self._now(),
-                    data={"epoch": epoch.epoch, "last_seq": epoch.last_seq, "samples": epoch.last_samples},
+                    data={"epoch": epoch.epoch, "last_seq": epoch.last_seq, "samples": epoch.counted},
                 )
             )
             for epoch in due

@@ -204,7 +204,7 @@ class Delivery:
         self._closed = deque(sorted([*self._closed, *ranges]))
         self._reach = min(self._reach, ranges[0][0] - 1)
         self._passed_to = min(self._passed_to, self._reach)
-        self.epoch.acked_seq = min(self.epoch.acked_seq, self._reach)
+        self._acked(min(self.epoch.acked_seq, self._reach))
         self.resent += sum(to - at for at, to in ranges)
 
     def missing(self) -> list[tuple[int, int]]:
@@ -230,8 +230,9 @@ class Delivery:
 
     def settle(self) -> None:
         """Bring the epoch's sample counts up to its seqs: done before they are saved, not for every batch."""
-        if (batch := self.buffer.get(self.epoch.acked_seq)) is not None:
-            self.epoch.acked_samples = batch.identity.base + batch.samples
+        epoch = self.epoch
+        if not epoch.acked_samples:
+            epoch.acked_samples = samples_before(self.buffer, epoch, epoch.acked_seq + 1) or 0
 
     def _first(self) -> int:
         return self.buffer.range()[0]
@@ -256,7 +257,7 @@ class Delivery:
             reach = hole
         self._reach = reach
         if self._whole:
-            self.epoch.acked_seq = max(self.epoch.acked_seq, reach)
+            self._acked(max(self.epoch.acked_seq, reach))
         up_to = min(reach, self.watermark or 0)
         if self._is_careful():
             up_to = self._passed(first, up_to)
@@ -267,6 +268,11 @@ class Delivery:
             self.buffer.free(up_to)
             self._ways.drop(up_to)
             self.epoch.freed_seq = max(self.epoch.freed_seq, up_to)
+
+    def _acked(self, seq: int) -> None:
+        if seq != self.epoch.acked_seq:
+            # Counted when somebody asks: 0 is unknown.
+            self.epoch.acked_seq, self.epoch.acked_samples = seq, 0
 
     def _passed(self, first: int, up_to: int) -> int:
         """Return up to which seq, at most `up_to`, the consumers have passed our batches in the stream."""
@@ -285,7 +291,7 @@ class Delivery:
         else:
             samples = 0
         self.epoch.freed_samples = samples
-        if up_to >= self.epoch.acked_seq and samples:
+        if up_to == self.epoch.acked_seq and samples:
             self.epoch.acked_samples = samples
 
 
@@ -293,3 +299,20 @@ def is_held(buffer: Buffer, seq: int) -> bool:
     """Whether a batch is there, also where it can't be read just now."""
     first, end = buffer.range()
     return first <= seq < end and not any(low <= seq <= high for low, high in buffer.holes())
+
+
+def samples_before(buffer: Buffer, epoch: Epoch, seq: int) -> int | None:
+    """Return how many samples of an epoch come before a seq, or None where that can't be told."""
+    if (batch := buffer.get(seq)) is not None:
+        return batch.identity.base
+    if (batch := buffer.get(seq - 1)) is not None:
+        return batch.identity.base + batch.samples
+    for known, samples in (
+        (0, 0),
+        (epoch.freed_seq, epoch.freed_samples),
+        (epoch.acked_seq, epoch.acked_samples),
+        (epoch.last_seq, epoch.last_samples),
+    ):
+        if seq == known + 1 and (samples or not known):
+            return samples
+    return None

@@ -30,7 +30,7 @@ the oldest are given up, and the cloud side finds them abandoned.
 
 
 class Epoch(msgspec.Struct, omit_defaults=True):
-    """One start of the agent; each `samples` counts those of the epoch up to the seq of the same name.
+    """One start of the agent; each `samples` counts those of the epoch up to the seq of the same name; 0: unknown.
 
     last: what is accepted and synced. acked: what the stream has taken without a hole, all of it at or under
     `acked_stream_seq` in the stream. freed: what the database has. forked: another agent publishes under it as well.
@@ -48,6 +48,11 @@ class Epoch(msgspec.Struct, omit_defaults=True):
     closed: bool = False
     forked: bool = False
     doubted_from: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def counted(self) -> int | None:
+        """Samples of the epoch up to `last_seq`, or None where that is not known any more."""
+        return self.last_samples if self.last_samples or not self.last_seq else None
 
 
 class EpochsFile(msgspec.Struct):

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from cncmon_agent.batcher import Batcher
 from cncmon_agent.deliveries import Deliveries
-from cncmon_agent.delivery import Delivery
+from cncmon_agent.delivery import Delivery, samples_before
 from cncmon_agent.mover import Lost, Mover
 from cncmon_core import logs
 from cncmon_core.events import GAP, Event, encode_event
@@ -149,25 +149,7 @@ def gaps_of(delivery: Delivery) -> list[Gap]:
 def gap_of(delivery: Delivery, low: int, high: int) -> Gap:
     """Return what is to be said of missing batches; their samples as the cumulative counts around them tell of."""
     first, end = delivery.buffer.range()
-    before, after = _samples_before(delivery, low), _samples_before(delivery, high + 1)
+    before, after = (samples_before(delivery.buffer, delivery.epoch, seq) for seq in (low, high + 1))
     samples = None if before is None or after is None else max(0, after - before)
     reason = "dropped" if high < first else "lost" if low >= end else "damaged"
     return Gap(delivery.epoch.epoch, low, high, samples, reason, before, after)
-
-
-def _samples_before(delivery: Delivery, seq: int) -> int | None:
-    """Return how many samples of the epoch come before a seq, or None where that can't be told."""
-    epoch = delivery.epoch
-    if (batch := delivery.buffer.get(seq)) is not None:
-        return batch.identity.base
-    if (batch := delivery.buffer.get(seq - 1)) is not None:
-        return batch.identity.base + batch.samples
-    for known, samples in (
-        (0, 0),
-        (epoch.freed_seq, epoch.freed_samples),
-        (epoch.acked_seq, epoch.acked_samples),
-        (epoch.last_seq, epoch.last_samples),
-    ):
-        if seq == known + 1 and (samples or not known):
-            return samples
-    return None

@@ -40,14 +40,14 @@ class BufferReport(msgspec.Struct):
 
 
 class EpochReport(msgspec.Struct):
-    """One epoch on this edge; fields as in the epochs file."""
+    """One epoch on this edge; fields as in the epochs file. accepted_samples: up to last_seq; None: unknown."""
 
     epoch: int
     first_seq: int
     last_seq: int
     freed_seq: int
     acked_seq: int
-    accepted_samples: int
+    accepted_samples: int | None
 
 
 class ClockReport(msgspec.Struct):
@@ -94,7 +94,7 @@ def epoch_report(delivery: Delivery, accepted_samples: int | None = None) -> Epo
     synced or not. It may be delivered and gone by now: nothing that is held tells of it then.
     """
     epoch, (first, end) = delivery.epoch, delivery.buffer.range()
-    last_seq, samples = epoch.last_seq, epoch.last_samples
+    last_seq, samples = epoch.last_seq, epoch.counted
     if accepted_samples is not None:
         last_seq, samples = end - 1, accepted_samples
     return EpochReport(epoch.epoch, first, last_seq, epoch.freed_seq, epoch.acked_seq, samples)
@@ -106,7 +106,7 @@ def unread_report(epoch: Epoch) -> EpochReport:
     An epoch that no heartbeat lists any more counts as abandoned.
     """
     return EpochReport(
-        epoch.epoch, epoch.freed_seq + 1, epoch.last_seq, epoch.freed_seq, epoch.acked_seq, epoch.last_samples
+        epoch.epoch, epoch.freed_seq + 1, epoch.last_seq, epoch.freed_seq, epoch.acked_seq, epoch.counted
     )
 
 

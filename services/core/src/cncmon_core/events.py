@@ -28,11 +28,14 @@ class Event(msgspec.Struct, omit_defaults=True):
 
 
 class EpochClosed(msgspec.Struct):
-    """An agent's start says of an earlier epoch: this is all that was recovered, it will not grow."""
+    """An agent's start says of an earlier epoch: this is all that was recovered, it will not grow.
+
+    samples: of the epoch up to last_seq, null where nobody can tell.
+    """
 
     epoch: Epoch
     last_seq: Annotated[int, Meta(ge=0, le=SEQ_MAX)]
-    samples: Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+    samples: Annotated[int, Meta(ge=0, le=SEQ_MAX)] | None = None
 
 
 class Gap(msgspec.Struct):

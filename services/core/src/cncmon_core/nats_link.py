@@ -54,9 +54,9 @@ class NatsSettings(Struct, frozen=True):
 class TolerantClient(Client):
     """nats-py's client, mended where it ends its read loop without closing: it is deaf then, and looks connected.
 
-    It does so at a subject that is not UTF-8, which the server allows, and at the PONG for a flush that was cancelled or
-    timed out. And where a connection is reset while something is written, what the event loop says of it (RuntimeError
-    by uvloop, AttributeError by asyncio's transports) is a lost connection and no fault in the code.
+    It does so at a subject that is not UTF-8, which the server allows, and at the PONG for a flush that was given up:
+    cancelled, or timed out. And where a connection is reset while something is written, what the event loop says of it
+    (RuntimeError by uvloop, AttributeError by asyncio's transports) is a lost connection and no fault in the code.
     """
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:

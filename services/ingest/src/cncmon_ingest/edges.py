@@ -57,8 +57,10 @@ SELECT * FROM unnest(
     $1::bigint[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::timestamptz[])
 ON CONFLICT (epoch) DO UPDATE SET
     site = excluded.site, edge = excluded.edge, boot_id = excluded.boot_id, settled = false,
-    accepted_samples = CASE WHEN excluded.last_seq >= edge_epochs.last_seq
-        THEN coalesce(excluded.accepted_samples, edge_epochs.accepted_samples) ELSE edge_epochs.accepted_samples END,
+    accepted_samples = CASE WHEN excluded.last_seq > edge_epochs.last_seq THEN excluded.accepted_samples
+        WHEN excluded.last_seq = edge_epochs.last_seq
+            THEN coalesce(excluded.accepted_samples, edge_epochs.accepted_samples)
+        ELSE edge_epochs.accepted_samples END,
     last_seq = greatest(edge_epochs.last_seq, excluded.last_seq),
     freed_seq = greatest(edge_epochs.freed_seq, excluded.freed_seq),
     listed = excluded.listed
@@ -236,7 +238,7 @@ def _rows(beat: Heartbeat, reports: Iterable[EpochReport]) -> list[tuple[Any, ..
             *beat.origin,
             beat.boot_id,
             report.highest_seq,
-            report.accepted_samples,
+            report.accepted_samples if report.highest_seq == report.last_seq else None,
             report.freed_seq,
             beat.received,
         )

@@ -25,7 +25,12 @@ INSERT INTO watermarks (epoch, site, edge, closed_seq, closed_samples, named)
 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[])
 ON CONFLICT (epoch) DO UPDATE SET
     closed_seq = greatest(watermarks.closed_seq, excluded.closed_seq),
-    closed_samples = greatest(watermarks.closed_samples, excluded.closed_samples), advanced = now(),
+    closed_samples = CASE
+        WHEN excluded.closed_seq < watermarks.closed_seq THEN watermarks.closed_samples
+        WHEN excluded.closed_seq = watermarks.closed_seq
+            THEN greatest(watermarks.closed_samples, excluded.closed_samples)
+        ELSE excluded.closed_samples END,
+    advanced = now(),
     site = CASE WHEN watermarks.named < excluded.named THEN excluded.site ELSE watermarks.site END,
     edge = CASE WHEN watermarks.named < excluded.named THEN excluded.edge ELSE watermarks.edge END,
     named = greatest(watermarks.named, excluded.named)
@@ -107,8 +112,7 @@ async def _close(connection: asyncpg.Connection, said: Sequence[Said]) -> None:
     for what, origin, stored_at in sorted(said, key=lambda each: each.stored_at):
         if isinstance(what, EpochClosed):
             before = closings.get(what.epoch, (what,))[0]
-            last_seq, samples = max(before.last_seq, what.last_seq), max(before.samples, what.samples)
-            closings[what.epoch] = EpochClosed(what.epoch, last_seq, samples), origin, stored_at
+            closings[what.epoch] = max(before, what, key=_reach), origin, stored_at
     if closings:
         # The other agent may go on under it: what lies above is not void.
         for epoch in await forks.forked_among(connection, list(closings)):
@@ -125,3 +129,7 @@ async def _close(connection: asyncpg.Connection, said: Sequence[Said]) -> None:
     rows = await connection.fetch(_CLOSE, *(list(column) for column in columns))
     # Above what is closed by now: a closing that says less than one before it takes nothing back.
     await gaps.void(connection, [tuple(row) for row in rows])
+
+
+def _reach(closed: EpochClosed) -> tuple[int, int]:
+    return closed.last_seq, -1 if closed.samples is None else closed.samples

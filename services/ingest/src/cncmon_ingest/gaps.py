@@ -78,7 +78,7 @@ FROM unnest($1::bigint[], $2::bigint[]) AS declared (epoch, seq) WHERE watermark
 _VOID = """
 WITH shortened AS (
     UPDATE gaps SET seq_to = closed.seq,
-        samples = CASE WHEN gaps.base IS NOT NULL THEN greatest(0, closed.samples - gaps.base) END
+        samples = CASE WHEN gaps.base + closed.samples IS NOT NULL THEN greatest(0, closed.samples - gaps.base) END
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS closed (epoch, seq, samples)
     WHERE gaps.epoch = closed.epoch AND gaps.state = 'abandoned' AND gaps.seq_from <= closed.seq
       AND gaps.seq_to > closed.seq
@@ -145,10 +145,10 @@ async def declare(
     return batches, left
 
 
-async def void(connection: asyncpg.Connection, closings: Sequence[tuple[int, int, int]]) -> None:
+async def void(connection: asyncpg.Connection, closings: Sequence[tuple[int, int, int | None]]) -> None:
     """Forget what was abandoned above a seq: its agent says now that there never was such a batch.
 
-    closings: (epoch, seq, samples of the epoch up to it), each epoch once. The caller holds `lock`.
+    closings: (epoch, seq, samples of the epoch up to it or None), each epoch once. The caller holds `lock`.
     """
     await connection.execute(_VOID, *_columns(closings))
 
@@ -251,7 +251,7 @@ async def _insert(connection: asyncpg.Connection, gaps: Sequence[Gap]) -> None:
         await connection.copy_records_to_table("gaps", records=gaps, columns=_COLUMNS.split(", "))
 
 
-def _columns(keys: Iterable[tuple[int, ...]]) -> list[list[int]]:
+def _columns(keys: Iterable[tuple[int | None, ...]]) -> list[list[int | None]]:
     return [list(column) for column in zip(*keys, strict=True)]
 
 

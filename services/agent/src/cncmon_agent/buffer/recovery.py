@@ -59,6 +59,23 @@ class Leftover(msgspec.Struct, eq=False):
         finally:
             disk.close(fd)
 
+    def read(self, disk: DiskCalls) -> Found | None:
+        """Return what is in the file, as durable as it is; None where it can't be opened. Waits for the disk."""
+        if self.found is not None:
+            return self.found
+        try:
+            fd = disk.open(self.path)
+        except OSError:
+            return None
+        try:
+            return scan(disk, fd, self.name, self.file_bytes)
+        finally:
+            disk.close(fd)
+
+    def segment(self, found: Found) -> Segment:
+        """Return the file as a segment with what was found in it."""
+        return of_scan(self.name, self.folder, self.tier, self.file_bytes, found)
+
     def _make_durable(self, disk: DiskCalls, fd: int) -> bool:
         """Sync the file; where the disk fails at that, write what it holds into another that takes its place.
 
@@ -98,11 +115,13 @@ class Leftover(msgspec.Struct, eq=False):
 class Recovery:
     """The files that earlier starts left, by epoch, until all of an epoch are scanned.
 
-    adopt: called with an epoch and its files when they are; it makes them a log.
+    adopt: called with an epoch and its files when they are; it makes them a log. ends: by epoch, up to which seq a file
+    went that was its last one and was dropped.
     """
 
     def __init__(self, store: Store, adopt: Callable[[int, list[Leftover]], None]) -> None:
         self.leftovers: dict[int, list[Leftover]] = {}
+        self.ends: dict[int, int] = {}
         self.disk = store.disk
         self._store = store
         self._adopt = adopt
@@ -130,20 +149,33 @@ class Recovery:
             del self.leftovers[epoch]
 
     def drop_one(self, tier: Tier | None) -> SegmentInfo | None:
-        """Drop the oldest file that is not installed yet; what was in it is known from the next one's name only."""
+        """Drop the oldest file that is not installed yet.
+
+        What was in it is known from the next one's name. The last one of its epoch is read first: nothing else tells
+        where the epoch ended, and what was in it would be missing in silence.
+        """
         waiting = [left for group in self.leftovers.values() for left in group if not left.dropped]
         left = next((left for left in waiting if tier is None or left.tier == tier), None)
         if left is None:
             return None
         left.dropped = True
         behind = next((other.name for other in waiting[waiting.index(left) + 1 :]), None)
-        last = behind.first - 1 if behind is not None and behind.epoch == left.name.epoch else left.name.first
-        segment = Segment(left.name, left.folder, left.tier, left.file_bytes, left.name.first, last)
-        segment.batches = last - segment.first + 1
+        if behind is not None and behind.epoch == left.name.epoch:
+            segment = _unread(left, behind.first - 1)
+        else:
+            found = left.read(self.disk)
+            segment = _unread(left, left.name.first) if found is None else left.segment(found)
+            self.ends[left.name.epoch] = segment.last
         self._store.counters.dropped_segments += 1
         self._store.counters.dropped_batches += segment.batches
+        self._store.counters.dropped_samples += segment.samples
         self._store.release(segment)
         return segment.info(0)
+
+
+def _unread(left: Leftover, last: int) -> Segment:
+    first = left.name.first
+    return Segment(left.name, left.folder, left.tier, left.file_bytes, first, last, batches=last - first + 1)
 
 
 class Piece:
@@ -180,7 +212,7 @@ def assemble(store: Store, quarantine: Quarantine, leftovers: Iterable[Leftover]
             store.counters.read_errors += left.found is None
             store.counters.newer_files += left.found is not None
             continue
-        segment = of_scan(left.name, left.folder, left.tier, left.file_bytes, left.found)
+        segment = left.segment(left.found)
         if segment.batches:
             segments.append(segment)
         else:

@@ -251,10 +251,11 @@ class Spool:
     def _adopt(self, epoch: int, leftovers: list[Leftover]) -> None:
         """All files of an earlier epoch are scanned: its log is there from now on."""
         segments = assemble(self._store, self._quarantine, leftovers)
-        if not segments:
+        end = self._recovery.ends.pop(epoch, 0)
+        if not segments and not end:
             return
         log = SegmentLog(self._store, self._quarantine, epoch, leftovers[0].name.generation)
-        log.install(segments)
+        log.install(segments, end)
         self.earlier[epoch] = log
         ordered = sorted(self.earlier.items(), key=lambda item: item[1].generation)
         self.earlier.clear()
