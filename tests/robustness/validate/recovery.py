@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from typing import Self
 
 import asyncpg
 
@@ -31,21 +32,23 @@ async def wait_for(
     began_s = time.monotonic() if began_s is None else began_s
     missing, took_s = dict(ends), []
     arrived, arrived_s = -1, time.monotonic()
-    while missing:
-        reached = await _ask(dsn, _WATERMARKS if watermark else _ARRIVED, missing)
-        now_s = time.monotonic()
-        for epoch in [epoch for epoch, seq in missing.items() if reached.get(epoch, 0) >= seq]:
-            del missing[epoch]
-            took_s.append(now_s - began_s)
-        if (progress := sum(reached.values()) + len(took_s)) > arrived:
-            arrived, arrived_s = progress, now_s
-        if missing and now_s - arrived_s > still_s_max:
-            where = {epoch: f"{reached.get(epoch)} of {seq}" for epoch, seq in list(missing.items())[:5]}
-            raise NotRecoveredError(
-                f"{len(missing)} of {len(ends)} epochs not recovered, and nothing came for {still_s_max:g} s: {where}"
-            )
-        if missing:
-            await asyncio.sleep(LOOK_S)
+    async with _Looks(dsn) as looks:
+        while missing:
+            reached = await looks.ask(_WATERMARKS if watermark else _ARRIVED, missing)
+            now_s = time.monotonic()
+            for epoch in [epoch for epoch, seq in missing.items() if reached.get(epoch, 0) >= seq]:
+                del missing[epoch]
+                took_s.append(now_s - began_s)
+            if (progress := sum(reached.values()) + len(took_s)) > arrived:
+                arrived, arrived_s = progress, now_s
+            if missing and now_s - arrived_s > still_s_max:
+                where = {epoch: f"{reached.get(epoch)} of {seq}" for epoch, seq in list(missing.items())[:5]}
+                raise NotRecoveredError(
+                    f"{len(missing)} of {len(ends)} epochs not recovered, "
+                    f"and nothing came for {still_s_max:g} s: {where}"
+                )
+            if missing:
+                await asyncio.sleep(LOOK_S)
     return took_s
 
 
@@ -66,12 +69,32 @@ FROM (
 """
 
 
-async def _ask(dsn: str, query: str, ends: Mapping[int, int]) -> dict[int, int]:
-    with contextlib.suppress(*DATABASE_ERRORS):
-        connection = await asyncpg.connect(dsn, timeout=5)
+class _Looks:
+    """Looks at the database, over one connection for as long as it lasts: to make one each time takes the processor
+    from those that are waited for.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: asyncpg.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(*DATABASE_ERRORS):
+                await self._connection.close(timeout=5)
+
+    async def ask(self, query: str, ends: Mapping[int, int]) -> dict[int, int]:
+        """Return what a query finds of each epoch; nothing where the database does not answer."""
         try:
-            rows = await connection.fetch(query, list(ends), list(ends.values()), timeout=5)
-        finally:
-            await connection.close(timeout=5)
+            if self._connection is None:
+                self._connection = await asyncpg.connect(self._dsn, timeout=5)
+            rows = await self._connection.fetch(query, list(ends), list(ends.values()), timeout=5)
+        except DATABASE_ERRORS:
+            lost, self._connection = self._connection, None
+            if lost is not None:
+                lost.terminate()
+            return {}
         return {row[0]: int(row[1]) for row in rows}
-    return {}
