@@ -18,6 +18,7 @@ from cncmon_ingest.leader import Leader
 from cncmon_ingest.rollups import Rollups
 from cncmon_ingest.settings import IngestSettings
 from cncmon_ingest.worker import Worker
+from testkit.waiting import WAIT_S_MAX
 from testkit.waiting import until as until
 
 EPOCH = 4242
@@ -109,7 +110,7 @@ def frame(number: int = 0, **changes: Any) -> bytes:
 
 async def publish_plain(client: Client, payload: bytes, subject: str = "CNC_DATA.original") -> int:
     """Publish as the original system does, without headers; return the stream sequence."""
-    return (await client.jetstream().publish(subject, payload)).seq
+    return (await client.jetstream().publish(subject, payload, timeout=WAIT_S_MAX)).seq
 
 
 async def publish_batch(
@@ -134,7 +135,7 @@ async def publish_batch(
         headers[identity.MSG_ID] = message_id
     subject = identity.subject_of(kind, site, edge)
     data = frames.compress(payload) if compress else payload
-    return (await client.jetstream().publish(subject, data, headers=headers)).seq
+    return (await client.jetstream().publish(subject, data, timeout=WAIT_S_MAX, headers=headers)).seq
 
 
 async def drained(client: Client) -> bool:

@@ -277,7 +277,8 @@ class Plant:
             assert finding.excuses.gaps == []
         if not self.killed():
             in_hand = sum(len(machines.fleet.machines) for machines in self.machines)
-            assert finding.answered - finding.sent <= in_hand, "answered polls that nobody accepted"
+            unaccepted = finding.answered - finding.sent
+            assert unaccepted <= in_hand, f"{unaccepted} answered polls that nobody accepted, {in_hand} at most in hand"
         return finding
 
 

@@ -7,9 +7,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from cncmon_simulator import Settings, running
 from cncmon_simulator.fleet import Fleet
 from robustness.traffic.services import SITE
+
+TIMEOUT_MS = 60_000
+"""A request may take so long. The machines are in the test's process, which has other work and may share the machine:
+an answer that an agent waits for no longer is a poll that was answered and never accepted.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,17 @@ async def running_machines(
                 machines_file=str(documents),
             )
             simulator = await stack.enter_async_context(running(settings))
+            _be_patient(documents)
             made.append(Machines(edge, documents, polls, simulator.fleet))
         yield made
         # The agents have stopped by now: an answer still on its way would be written down after the judgement.
         await asyncio.sleep(0)
+
+
+def _be_patient(documents: Path) -> None:
+    """Let the agent wait `TIMEOUT_MS` for an answer of these machines."""
+    found = list(yaml.safe_load_all(documents.read_text()))
+    for each in found:
+        if each["kind"] == "Machine":
+            each["spec"]["connection"]["modbus"]["timeoutMs"] = TIMEOUT_MS
+    documents.write_text(yaml.safe_dump_all(found, sort_keys=False))
