@@ -14,22 +14,28 @@ from typing import Any
 
 from nats.aio.client import Client
 
+from cncmon_agent.agent import Agent
+from cncmon_agent.settings import AgentSettings
 from cncmon_core import names
 from robustness.faults.namespace import Namespace
 from robustness.faults.proxy import Proxy, running_proxy
 from robustness.scenarios.size import SIZE
 from robustness.traffic.local import LocalAgent, local_agent
 from robustness.traffic.machines import Machines, running_machines
-from robustness.traffic.services import SITE, AgentProcess, IngestProcess, ingest_settings
+from robustness.traffic.services import SITE, AgentProcess, IngestProcess, common_settings, ingest_settings
 from robustness.validate import recovery
 from robustness.validate.finding import Finding, joined, judge
 from robustness.validate.promised import Promised, newest
 from robustness.validate.report import Result
 from testkit import ingest
+from testkit.agent import running_agent
 from testkit.ingest import until
 from testkit.servers import Server
 
 LOCAL = "127.0.0.1"
+
+STARTS_MAX = 10
+"""How often an agent is started to deliver what it kept at a stop; one is enough, but for what that start declares."""
 
 
 class Plant:
@@ -59,6 +65,7 @@ class Plant:
         self._record = record
         self._proxy: Proxy | None = None
         self.workers: list[IngestProcess] = []
+        self._ended: list[tuple[AgentSettings, Agent]] = []
         self.ingest_settings = ingest_settings(dsn)
 
     @property
@@ -156,13 +163,34 @@ class Plant:
         return made
 
     @contextlib.asynccontextmanager
-    async def local_agent(self, edge: str, *, seed: int, generated: int, **changes: Any) -> AsyncIterator[LocalAgent]:
+    async def local_agent(
+        self,
+        edge: str,
+        *,
+        seed: int,
+        generated: int,
+        outage_s: float = 0.0,
+        machines: Machines | None = None,
+        **changes: Any,
+    ) -> AsyncIterator[LocalAgent]:
         """Run an agent in this process until the block ends; what it accepts is judged as well."""
         folder = self.folder / edge
-        async with local_agent(folder, self.proxy.url, edge=edge, seed=seed, generated=generated, **changes) as made:
+        async with local_agent(
+            folder,
+            self.proxy.url,
+            edge=edge,
+            seed=seed,
+            generated=generated,
+            outage_s=outage_s,
+            machines=machines,
+            **changes,
+        ) as made:
             self.accepted.append(made.accepted)
             self.polls.append(folder / "polls-generated.jsonl")
             yield made
+        settings = common_settings(folder, edge, None, **changes)
+        if settings.spool != "off":
+            self._ended.append((settings, made.agent))
 
     async def held(self) -> Counter[str]:
         """Return how often the stream holds each batch, by `Nats-Msg-Id`."""
@@ -194,11 +222,13 @@ class Plant:
 
     def ends(self) -> dict[int, int]:
         """Return epoch → up to which seq everything is promised by now."""
-        killed = self.killed()
-        if killed:
-            logs = Promised([path for path in self.accepted if path.exists()], killed, self.lost)
-            return {epoch: seq for epoch, seq in logs.ends().items() if seq}
+        if self.killed():
+            return self._all_ends()
         return dict(end for path in self.accepted if (end := newest(path)) is not None)
+
+    def _all_ends(self) -> dict[int, int]:
+        logs = Promised([path for path in self.accepted if path.exists()], self.killed(), self.lost)
+        return {epoch: seq for epoch, seq in logs.ends().items() if seq}
 
     def killed(self) -> set[int]:
         """Return the epochs that a kill -9 ended."""
@@ -224,12 +254,38 @@ class Plant:
     async def ended(self) -> None:
         """Stop the agents; wait until their promises are kept and the stream has nothing left."""
         await self._stop_agents()
+        for _ in range(STARTS_MAX):
+            if not await self._deliver_kept():
+                break
         ends = await asyncio.to_thread(self.ends)
         await recovery.wait_for(self.dsn, ends, SIZE.recover_s_max)
         alive = {epoch: seq for epoch, seq in ends.items() if epoch not in self.lost}
         await recovery.wait_for(self.dsn, alive, SIZE.recover_s_max, watermark=True)
         async with self.client() as client:
             await until(lambda: ingest.drained(client))
+
+    async def _deliver_kept(self) -> bool:
+        """Start agents that kept batches at their stop, without machines, until these have arrived; whether any did.
+
+        A stop delivers for some seconds; what a slow machine has not delivered by then comes with the next start. Kept
+        is also what the stream took and did not acknowledge in time, which is no reason for a start.
+        """
+        kept = [agent for agent in self.agents if agent.kept()]
+        ended, self._ended = [each for each in self._ended if each[1].deliveries.unacknowledged()], []
+        if not kept and not ended:
+            return False
+        ends = await asyncio.to_thread(self._all_ends)
+        if await recovery.have_arrived(self.dsn, ends):
+            return False
+        async with AsyncExitStack() as stack:
+            for settings, _ in ended:
+                again = await stack.enter_async_context(running_agent(self.proxy.url, settings))
+                self._ended.append((settings, again))
+            for agent in kept:
+                agent.start_without_machines()
+            await recovery.wait_for(self.dsn, ends, SIZE.recover_s_max)
+            await self._stop_agents()
+        return True
 
     async def _stop_agents(self) -> None:
         async with asyncio.TaskGroup() as group:

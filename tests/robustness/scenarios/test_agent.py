@@ -97,6 +97,21 @@ async def test_agents_stopped_and_started_during_an_outage(plant: Plant) -> None
     await plant.holds()
 
 
+async def test_what_is_kept_at_the_last_stop_is_delivered_by_another_start(plant: Plant) -> None:
+    """A stop without NATS keeps its last batches; the plant's end, which demands them, starts the agent once more."""
+    async with plant.running(edges=1):
+        agent = plant.agents[0]
+        await plant.flow()
+        plant.note_fault("NATS away")
+        await plant.proxy.refuse()
+        await asyncio.sleep(SIZE.fault_s)
+        await agent.stop()
+        assert agent.kept() > 0
+        await plant.proxy.open()
+    assert agent.kept() == 0
+    await plant.holds()
+
+
 async def test_cloned_edge(plant: Plant) -> None:
     """FAULT 31: an SD card is cloned with what it had not delivered; both edges' samples are stored."""
     async with plant.running(edges=1):

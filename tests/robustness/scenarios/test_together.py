@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from prometheus_client import REGISTRY
 
@@ -43,7 +44,7 @@ async def live(edges: list[LocalAgent], stop: asyncio.Event) -> None:
         await asyncio.sleep(1 / len(edges))
 
 
-async def edges_of(plant: Plant, stack: AsyncExitStack, number: int, **changes: object) -> list[LocalAgent]:
+async def edges_of(plant: Plant, stack: AsyncExitStack, number: int, **changes: Any) -> list[LocalAgent]:
     """Run so many edges, all in this process."""
     return [
         await stack.enter_async_context(

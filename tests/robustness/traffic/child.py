@@ -27,12 +27,12 @@ class Child:
         self._environ = environ
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it; it is not waited for."""
+    def start(self, changes: Mapping[str, str] | None = None) -> None:
+        """Start it; it is not waited for. changes: to its environment, for this start."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv,
-                env={**base_environ(), **self._environ},
+                env={**base_environ(), **self._environ, **(changes or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cncmon_agent.settings import AgentSettings
 from cncmon_core import nats_link
+from cncmon_core.settings import variable_of
 from cncmon_ingest.settings import IngestSettings
 from robustness.traffic.child import Child, environ_of
 from robustness.validate.promised import last_epoch
@@ -65,12 +68,29 @@ class AgentProcess(Child):
         """Its data folder."""
         return Path(self.settings.data_dir)
 
+    def start_without_machines(self) -> None:
+        """Start it to deliver what it has; it reads nothing."""
+        self.start({variable_of("AGENT", "machines"): ""})
+
+    def kept(self) -> int:
+        """Return how many batches the stream had not acknowledged when it stopped; 0 where it did not stop in order."""
+        last = self.log.read_bytes().splitlines()[-1:] if self.log.exists() else []
+        return _kept(last[0]) if last and not self.runs else 0
+
     def kill(self) -> None:
         """kill -9: what is neither synced nor acknowledged of this epoch is no promise any more."""
         super().kill()
         epoch = last_epoch(self.accepted)
         if epoch is not None:
             self.killed.add(epoch)
+
+
+def _kept(line: bytes) -> int:
+    try:
+        said = msgspec.json.decode(line)
+    except msgspec.MsgspecError:
+        return 0
+    return int(said.get("kept_batches", 0)) if isinstance(said, dict) else 0
 
 
 class IngestProcess(Child):

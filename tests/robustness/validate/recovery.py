@@ -52,6 +52,13 @@ async def wait_for(
     return took_s
 
 
+async def have_arrived(dsn: str, ends: Mapping[int, int]) -> bool:
+    """Whether every epoch has arrived up to its end by now; not where the database does not answer."""
+    async with _Looks(dsn) as looks:
+        reached = await looks.ask(_ARRIVED, ends)
+    return all(reached.get(epoch, 0) >= seq for epoch, seq in ends.items())
+
+
 _WATERMARKS = """
 SELECT epoch, seq FROM unnest($1::bigint[], $2::bigint[]) AS e (epoch, last) JOIN watermarks USING (epoch)
 """
