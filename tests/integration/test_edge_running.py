@@ -227,7 +227,7 @@ async def test_what_the_stream_has_goes_first_until_the_stream_lost_something(
 
             # The database is back: what was dropped comes from the stream, and nothing is missing.
             async with ingest.running_ingest(url_of(own_nats), ours):
-                await true(lambda: agent.epochs.current.freed_seq == agent.epochs.current.acked_seq, 60)
+                await true(lambda: agent.epochs.current.freed_seq == agent.epochs.current.acked_seq)
             assert await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'current'") == given
             assert await gaps_of(database, agent.epochs.current.epoch) == []
 
@@ -342,14 +342,14 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
 
     def slow(leftover: Leftover, disk: DiskCalls) -> None:
         # A disk on which a file is read for as long as nobody says that live samples are stored.
-        asyncio.run_coroutine_threadsafe(may_go_on.wait(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(may_go_on.wait(), loop).result(WAIT_S_MAX)
         scan(leftover, disk)
 
     monkeypatch.setattr(Leftover, "scan", slow)
     own_nats.kill()
     async with running(simulated), agents.running_agent(url_of(own_nats), settings) as agent:
         try:
-            await true(lambda: agent.batcher.samples >= 6, 5)
+            await true(lambda: agent.batcher.samples >= 6)
             assert all(report.state == "connected" for report in agent.machines.reports())
             await asyncio.to_thread(own_nats.start)
             async with ingest.running_ingest(url_of(own_nats), ours):
