@@ -34,9 +34,9 @@ async def test_a_wait_returns_what_it_waited_for() -> None:
 async def test_a_wait_that_ends_says_what_it_saw_last() -> None:
     stored, wanted = [1, 2, 3], 5
     with pytest.raises(AssertionError, match=r"after 240 s not: .*len\(stored\) >= wanted.*wanted=5; last: False"):
-        await until(lambda: len(stored) >= wanted)
+        await until(lambda: len(stored) >= wanted, every_s=1)
     with pytest.raises(AssertionError, match="not: 5 stored, but 3; last: None"):
-        await until(lambda: None, what=lambda: f"{wanted} stored, but {len(stored)}")
+        await until(lambda: None, what=lambda: f"{wanted} stored, but {len(stored)}", every_s=1)
     with pytest.raises(AssertionError, match=r"after 1 s not: a file; last: \(\)"):
         until_blocking(lambda: (), 1, what="a file")
 

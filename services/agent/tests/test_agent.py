@@ -401,3 +401,20 @@ def test_a_count_is_that_of_its_seq_or_unknown() -> None:
     assert epoch_report(delivery, 12).accepted_samples == 12
     assert unread_report(epoch).accepted_samples is None
     assert Epoch(7).counted == 0
+
+
+async def test_delivery_a7_what_the_cap_drops_before_it_is_read_is_known_after_a_crash(tmp_path: Path) -> None:
+    settings = agents.settings_for(tmp_path, sync_interval_ms=10, state_save_ms=3_600_000, linger_offline_ms=1)
+    async with agents.running_agent(NOWHERE, settings) as agent:
+        for sample in bulky.Samples().take(5):
+            agent.batcher.add(sample)
+        await until(lambda: agent.storage.synced_seq > 0)
+        epoch, content = agent.epochs.current.epoch, (tmp_path / "agent" / FILE).read_bytes()
+    # As kill -9 leaves it: nothing was saved since the start.
+    (tmp_path / "agent" / FILE).write_bytes(content)
+    again = Agent(settings, link_to(NOWHERE))
+    assert (again.epochs.open[-1].epoch, again.epochs.open[-1].last_seq) == (epoch, 0)
+    assert again.storage.spool is not None
+    assert again.storage.spool.shed() is not None
+    saved = msgspec.json.decode((tmp_path / "agent" / FILE).read_bytes(), type=EpochsFile)
+    assert (saved.open[-1].epoch, saved.open[-1].last_seq) == (epoch, agent.storage.synced_seq)

@@ -313,11 +313,10 @@ class Cloud:
         )
         async with self.database.transaction():
             await self.database.execute("SET LOCAL session_replication_role = replica")
-            filled = await self._filled()
-            if filled:
-                await self.database.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in filled)}")
+            # All of them, before it is looked which are empty: a session that goes on may fill one meanwhile.
+            await self.database.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in await self._tables())}")
             # Not TRUNCATE, which makes new files for every table and index.
-            for table in filled:
+            for table in await self._filled():
                 await self.database.execute(f"DELETE FROM public.{table}")
             for table, columns in copied:
                 await self.database.execute(
@@ -330,15 +329,19 @@ class Cloud:
         await self.database.execute(f"DROP SCHEMA {name} CASCADE")
 
     async def _filled(self) -> list[str]:
-        """Return the tables that hold anything, but for the one of migrations."""
+        """Return the tables that hold anything."""
+        parts = [
+            f"SELECT '{table}' AS name WHERE EXISTS (SELECT FROM public.{table})" for table in await self._tables()
+        ]
+        return [row["name"] for row in await self.database.fetch(" UNION ALL ".join(parts))]
+
+    async def _tables(self) -> list[str]:
+        """Return all tables but the one of migrations."""
         rows = await self.database.fetch(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
             "AND NOT relispartition AND relname <> 'schema_migrations' ORDER BY 1"
         )
-        parts = [
-            f"SELECT '{row['relname']}' AS name WHERE EXISTS (SELECT FROM public.{row['relname']})" for row in rows
-        ]
-        return [row["name"] for row in await self.database.fetch(" UNION ALL ".join(parts))]
+        return [row["relname"] for row in rows]
 
     async def snapshot_stream(self) -> Path:
         """Copy the server's disk."""

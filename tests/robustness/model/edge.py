@@ -61,6 +61,7 @@ class ModelEdge:
         self.epochs = Epochs(self._folder, SITE, self.name)
         settings = SpoolSettings(segment_bytes=SEGMENT_BYTES, spool_bytes_max=8 * SEGMENT_BYTES, reserve_bytes=0)
         self.spool = Spool(SPOOL, settings, self.disk)
+        self.spool.note_end = self.epochs.note_end
         current = self.epochs.current
         self.log = self.spool.begin(current.epoch)
         self.buffer = TieredBuffer(HotRing(HOT_BYTES), self.log)

@@ -176,7 +176,7 @@ class Promises(AcceptedLog):
             if key[1] <= found.watermarks.get(key[0], 0):
                 assert self.is_settled(key, found), (
                     f"the watermark {found.watermarks[key[0]]} passed {key[:2]}, which is neither there nor a gap: "
-                    f"{self._state(key, found)}"
+                    f"{self._state(key, found)}, {self.history[key]}"
                 )
 
     def _state(self, key: Key, found: Found) -> list[str]:

@@ -28,7 +28,7 @@ from testkit.servers import Server
 
 LONG = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 SEED = int(os.environ.get("CNCMON_ROBUSTNESS_SEED", "1"))
-EXAMPLES = int(os.environ.get("CNCMON_MODEL_EXAMPLES", "600" if LONG else "15"))
+EXAMPLES = int(os.environ.get("CNCMON_MODEL_EXAMPLES", "600" if LONG else "10"))
 EDGES = 2
 
 edges = st.integers(0, EDGES - 1)

@@ -81,6 +81,8 @@ class Agent:
         self.clock = Clock(source, floor, trust=settings.clock_trusted, wait_s_max=settings.clock_wait_s_max)
         current = self.epochs.current
         self.storage = Storage(settings, current.epoch, path, self._record, next(iter(self._problems), None))
+        if self.storage.spool is not None:
+            self.storage.spool.note_end = self.epochs.note_end
         self.batcher = Batcher(settings, current.epoch, self.storage.buffer, self._record, self.clock.now)
         self.unstamped, spool = make_unstamped(settings, self.clock, path)
         self._unstamped_care = SpoolCare(UNSTAMPED, spool, settings.sync_interval_ms) if spool is not None else None

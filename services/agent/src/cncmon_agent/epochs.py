@@ -112,6 +112,20 @@ class Epochs:
         """Forget an earlier epoch that is delivered, and whose closing is in the database."""
         self.open = [known for known in self.open if known.epoch != epoch]
 
+    def note_end(self, epoch: int, seq: int) -> bool:
+        """Write down that an earlier epoch goes up to a seq at least; whether it could. Blocks for the disk."""
+        known = next((known for known in self.open if known.epoch == epoch), None)
+        if known is None:
+            known = Epoch(epoch)
+            self.open.append(known)
+        if seq > known.last_seq:
+            known.last_seq, known.last_samples = seq, 0
+        try:
+            self.save()
+        except OSError:
+            return False
+        return True
+
     def changes(self) -> bytes | None:
         """Return what is to be written, or None where nothing changed since it was."""
         current, earlier = self.current, self.open

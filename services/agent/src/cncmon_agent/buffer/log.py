@@ -168,18 +168,14 @@ class SegmentLog:
             oldest_created_ms=self._oldest[1],
         )
 
-    def install(self, segments: list[Segment], end: int = 0) -> None:
-        """Take over the segments of an earlier start, oldest first and disjoint; nothing is appended any more.
-
-        end: the last seq that there was, where a file that had it was dropped.
-        """
+    def install(self, segments: list[Segment]) -> None:
+        """Take over the segments of an earlier start, oldest first and disjoint; nothing is appended any more."""
         self.writable = False
         self.segments.extend(segments)
         appender = self.appender
-        appender.next = max(end, segments[-1].last if segments else 0) + 1
-        self._head = segments[0].first if segments else appender.next
+        self._head, appender.next = segments[0].first, segments[-1].last + 1
         appender.synced = appender.next - 1
-        appender.serial = max((segment.name.serial for segment in segments), default=0) + 1
+        appender.serial = max(segment.name.serial for segment in segments) + 1
         for segment in segments:
             self._count_out(-segment.batches, -segment.samples, -segment.bytes)
         self._settle()

@@ -18,6 +18,9 @@ from cncmon_agent.buffer.store import Store
 ATTEMPTS: Final = 10
 """How often a file is tried that can't be opened for a reason that may pass, such as too many open files."""
 
+NoteEnd = Callable[[int, int], bool]
+"""Writes down, durably, that an epoch of an earlier start goes up to a seq at least; whether it could."""
+
 COPY_BYTES: Final = 1 << 20
 """Read and written at a time where a file is rewritten."""
 
@@ -59,18 +62,26 @@ class Leftover(msgspec.Struct, eq=False):
         finally:
             disk.close(fd)
 
-    def read(self, disk: DiskCalls) -> Found | None:
-        """Return what is in the file, as durable as it is; None where it can't be opened. Waits for the disk."""
-        if self.found is not None:
-            return self.found
-        try:
-            fd = disk.open(self.path)
-        except OSError:
-            return None
-        try:
-            return scan(disk, fd, self.name, self.file_bytes)
-        finally:
-            disk.close(fd)
+    def read(self, disk: DiskCalls) -> Segment:
+        """Return what is in the file, as durable as it is: one batch where it can't be opened. Waits for the disk."""
+        found = self.found
+        if found is None:
+            try:
+                fd = disk.open(self.path)
+            except OSError:
+                return self.unread(self.name.first)
+            try:
+                found = scan(disk, fd, self.name, self.file_bytes)
+            finally:
+                disk.close(fd)
+        return self.segment(found)
+
+    def unread(self, last: int) -> Segment:
+        """Return the file as a segment that nobody has read."""
+        first = self.name.first
+        return Segment(
+            self.name, self.folder, self.tier, self.file_bytes, first, last, batches=max(0, last - first + 1)
+        )
 
     def segment(self, found: Found) -> Segment:
         """Return the file as a segment with what was found in it."""
@@ -115,13 +126,11 @@ class Leftover(msgspec.Struct, eq=False):
 class Recovery:
     """The files that earlier starts left, by epoch, until all of an epoch are scanned.
 
-    adopt: called with an epoch and its files when they are; it makes them a log. ends: by epoch, up to which seq a file
-    went that was its last one and was dropped.
+    adopt: called with an epoch and its files when they are; it makes them a log.
     """
 
     def __init__(self, store: Store, adopt: Callable[[int, list[Leftover]], None]) -> None:
         self.leftovers: dict[int, list[Leftover]] = {}
-        self.ends: dict[int, int] = {}
         self.disk = store.disk
         self._store = store
         self._adopt = adopt
@@ -148,34 +157,30 @@ class Recovery:
             self._adopt(epoch, group)
             del self.leftovers[epoch]
 
-    def drop_one(self, tier: Tier | None) -> SegmentInfo | None:
+    def drop_one(self, tier: Tier | None, note_end: NoteEnd) -> SegmentInfo | None:
         """Drop the oldest file that is not installed yet.
 
-        What was in it is known from the next one's name. The last one of its epoch is read first: nothing else tells
-        where the epoch ended, and what was in it would be missing in silence.
+        What was in it is known from the next one's name. The last one of its epoch is read first, and what it says is
+        written down: nothing else tells where the epoch ended, and what was in it would be missing in silence.
         """
         waiting = [left for group in self.leftovers.values() for left in group if not left.dropped]
-        left = next((left for left in waiting if tier is None or left.tier == tier), None)
-        if left is None:
-            return None
-        left.dropped = True
-        behind = next((other.name for other in waiting[waiting.index(left) + 1 :]), None)
-        if behind is not None and behind.epoch == left.name.epoch:
-            segment = _unread(left, behind.first - 1)
-        else:
-            found = left.read(self.disk)
-            segment = _unread(left, left.name.first) if found is None else left.segment(found)
-            self.ends[left.name.epoch] = segment.last
-        self._store.counters.dropped_segments += 1
-        self._store.counters.dropped_batches += segment.batches
-        self._store.counters.dropped_samples += segment.samples
-        self._store.release(segment)
-        return segment.info(0)
-
-
-def _unread(left: Leftover, last: int) -> Segment:
-    first = left.name.first
-    return Segment(left.name, left.folder, left.tier, left.file_bytes, first, last, batches=last - first + 1)
+        for at, left in enumerate(waiting):
+            if tier is not None and left.tier != tier:
+                continue
+            behind = next((other.name for other in waiting[at + 1 :]), None)
+            if behind is not None and behind.epoch == left.name.epoch:
+                segment = left.unread(behind.first - 1)
+            else:
+                segment = left.read(self.disk)
+                if not note_end(left.name.epoch, segment.last):
+                    continue
+            left.dropped = True
+            self._store.counters.dropped_segments += 1
+            self._store.counters.dropped_batches += segment.batches
+            self._store.counters.dropped_samples += segment.samples
+            self._store.release(segment)
+            return segment.info(0)
+        return None
 
 
 class Piece:

@@ -17,7 +17,7 @@ from cncmon_agent.buffer.log import SegmentLog
 from cncmon_agent.buffer.names import SegmentName
 from cncmon_agent.buffer.quarantine import Quarantine
 from cncmon_agent.buffer.record import Nonce
-from cncmon_agent.buffer.recovery import Leftover, Piece, Recovery, assemble
+from cncmon_agent.buffer.recovery import Leftover, NoteEnd, Piece, Recovery, assemble
 from cncmon_agent.buffer.segment import Segment, SegmentInfo, Tier
 from cncmon_agent.buffer.spool_settings import SpoolSettings
 from cncmon_agent.buffer.spool_stats import SpoolStats
@@ -43,7 +43,8 @@ class Spool:
     """All epochs' logs in a folder.
 
     earlier: logs of earlier starts by epoch, oldest first, each from when all of it is scanned. current: those begun by
-    this start. order: which segment is dropped when there is no room.
+    this start. order: which segment is dropped when there is no room. note_end: called before a file is that alone
+    says where its epoch ended; where it fails, the file stays.
     """
 
     def __init__(self, folder: Path, settings: SpoolSettings, disk: DiskCalls | None = None) -> None:
@@ -56,6 +57,7 @@ class Spool:
         self.earlier: dict[int, SegmentLog] = {}
         self.current: dict[int, SegmentLog] = {}
         self.order: Order = oldest
+        self.note_end: NoteEnd = lambda _epoch, _seq: True
         self.settings = settings
         self._disk = disk if disk is not None else Disk()
         self._store = Store(self._disk, folder, settings)
@@ -251,11 +253,10 @@ class Spool:
     def _adopt(self, epoch: int, leftovers: list[Leftover]) -> None:
         """All files of an earlier epoch are scanned: its log is there from now on."""
         segments = assemble(self._store, self._quarantine, leftovers)
-        end = self._recovery.ends.pop(epoch, 0)
-        if not segments and not end:
+        if not segments:
             return
         log = SegmentLog(self._store, self._quarantine, epoch, leftovers[0].name.generation)
-        log.install(segments, end)
+        log.install(segments)
         self.earlier[epoch] = log
         ordered = sorted(self.earlier.items(), key=lambda item: item[1].generation)
         self.earlier.clear()
@@ -313,7 +314,7 @@ class Spool:
 
     def _drop_one(self, order: Order, tier: Tier | None) -> SegmentInfo | None:
         earlier = self._droppable(list(self.earlier.values()), tier)
-        if not earlier and (leftover := self._recovery.drop_one(tier)) is not None:
+        if not earlier and (leftover := self._recovery.drop_one(tier, self.note_end)) is not None:
             return leftover
         found = earlier + self._droppable(list(self.current.values()), tier)
         if not found:
@@ -321,6 +322,8 @@ class Spool:
         infos = [segment.info(log.range()[0]) for log, segment in found]
         chosen = order(infos)
         log, segment = found[infos.index(chosen)]
+        if not log.writable and segment is log.segments[-1] and not self.note_end(log.epoch, log.range()[1] - 1):
+            return None
         log.drop(segment)
         return chosen
 
