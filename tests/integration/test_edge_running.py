@@ -256,6 +256,8 @@ async def test_a_stop_in_the_middle_of_a_replay_is_quick_and_the_next_start_lose
     epochs = set()
     async with ingest.running_ingest(nats_url, ours):
         for _ in range(2):
+            # What comes from here on is what this start has sent.
+            await until(lambda: ingest.drained(nats_client))
             before = await database.fetchval("SELECT count(*) FROM sensor_data")
             agent.start()
 
