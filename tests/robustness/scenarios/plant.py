@@ -254,10 +254,10 @@ class Plant:
     async def ended(self) -> None:
         """Stop the agents; wait until their promises are kept and the stream has nothing left."""
         await self._stop_agents()
-        for _ in range(STARTS_MAX):
-            if not await self._deliver_kept():
-                break
-        ends = await asyncio.to_thread(self.ends)
+        starts = 0
+        while starts < STARTS_MAX and await self._deliver_kept():
+            starts += 1
+        ends = await asyncio.to_thread(self._all_ends if starts else self.ends)
         await recovery.wait_for(self.dsn, ends, SIZE.recover_s_max)
         alive = {epoch: seq for epoch, seq in ends.items() if epoch not in self.lost}
         await recovery.wait_for(self.dsn, alive, SIZE.recover_s_max, watermark=True)
@@ -282,7 +282,7 @@ class Plant:
                 again = await stack.enter_async_context(running_agent(self.proxy.url, settings))
                 self._ended.append((settings, again))
             for agent in kept:
-                agent.start_without_machines()
+                await agent.start_without_machines()
             await recovery.wait_for(self.dsn, ends, SIZE.recover_s_max)
             await self._stop_agents()
         return True

@@ -26,10 +26,12 @@ class Child:
         self.log = folder / f"{name}.log"
         self._environ = environ
         self._process: subprocess.Popen[bytes] | None = None
+        self._output_from = 0
 
     def start(self, changes: Mapping[str, str] | None = None) -> None:
         """Start it; it is not waited for. changes: to its environment, for this start."""
         with self.log.open("ab") as log:
+            self._output_from = log.tell()
             self._process = subprocess.Popen(
                 self.argv,
                 env={**base_environ(), **self._environ, **(changes or {})},
@@ -84,8 +86,16 @@ class Child:
         if process.returncode not in (0, -signal.SIGKILL):
             raise AssertionError(f"{self.name} ended with status {process.returncode}: {self.tail()}")
 
+    def output(self) -> bytes:
+        """Return its output since it was started last."""
+        if not self.log.exists():
+            return b""
+        with self.log.open("rb") as log:
+            log.seek(self._output_from)
+            return log.read()
+
     def tail(self) -> str:
-        """Return the end of its output."""
+        """Return the end of its output, earlier starts included."""
         return self.log.read_text(errors="replace")[-3000:]
 
 

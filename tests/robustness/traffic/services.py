@@ -14,6 +14,7 @@ from robustness.traffic.child import Child, environ_of
 from robustness.validate.promised import last_epoch
 from testkit import agent as agents
 from testkit import ingest
+from testkit.waiting import until
 
 SITE = "hall"
 
@@ -68,13 +69,15 @@ class AgentProcess(Child):
         """Its data folder."""
         return Path(self.settings.data_dir)
 
-    def start_without_machines(self) -> None:
-        """Start it to deliver what it has; it reads nothing."""
+    async def start_without_machines(self) -> None:
+        """Start it to deliver what it has, and wait until it can be stopped in order; it reads nothing."""
         self.start({variable_of("AGENT", "machines"): ""})
+        # A process that Python is still loaded into takes no SIGTERM: it ends by it.
+        await until(lambda: b'"agent made"' in self.output() or not self.runs)
 
     def kept(self) -> int:
         """Return how many batches the stream had not acknowledged when it stopped; 0 where it did not stop in order."""
-        last = self.log.read_bytes().splitlines()[-1:] if self.log.exists() else []
+        last = self.output().splitlines()[-1:]
         return _kept(last[0]) if last and not self.runs else 0
 
     def kill(self) -> None:
