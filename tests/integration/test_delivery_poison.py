@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import signal
 from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from cncmon_core import identity, names
 from cncmon_ingest import metrics, suspects
 from cncmon_ingest.database_identity import identity_of
 from cncmon_ingest.decode import Incoming
+from cncmon_ingest.errors import LateError
 from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.isolated import DYING_S, Isolated
 from cncmon_ingest.settings import IngestSettings
@@ -206,7 +208,79 @@ async def test_delivery_c3_what_hangs_is_buried(
         await until(lambda: drained(nats_client))
     assert await stored(database) == [2, 3, 4]
     [(_, _, reason, detail)] = await letters(database)
-    assert (reason, "did not answer within 2 s" in detail) == ("poison", True)
+    assert (reason, "did not answer within 2 s, 3 times" in detail) == ("poison", True)
+
+
+async def test_delivery_c3_who_was_late_once_is_tried_again(
+    nats_client: Client,
+    nats_url: str,
+    postgres_dsn: str,
+    database: asyncpg.Connection,
+    killing: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was frozen, or got no processor: one without a message answers, and still it is no evidence."""
+    settings = short(postgres_dsn)
+    await prepare(nats_client, settings)
+    wait = killing / "wait"
+    wait.touch()
+    run = Isolated.run
+
+    async def hasty(self: Isolated, task: Any, limit_s: float) -> Any:
+        try:
+            return await run(self, task, 1.0 if task.members and wait.exists() else limit_s)
+        except LateError:
+            assert await database.fetchval("SELECT attempts FROM suspects") == 1
+            wait.unlink()
+            raise
+
+    monkeypatch.setattr(Isolated, "run", hasty)
+    await publish(nats_client, range(1, 2), {1: "CNC-WAIT"})
+    await deliver(nats_client, 1)
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client))
+    assert await stored(database) == [1]
+    assert await letters(database) == []
+
+
+async def test_delivery_c3_a_machine_that_stands_still_is_no_evidence(
+    nats_client: Client,
+    nats_url: str,
+    postgres_dsn: str,
+    database: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More often than attempts are made: one without a message does not answer, either."""
+    settings = short(postgres_dsn)
+    await prepare(nats_client, settings)
+    late: list[bool] = []
+    run, started = Isolated.run, Isolated._started
+
+    def stands_still() -> bool:
+        return len(late) < 2 * (ATTEMPTS_MAX + 1)
+
+    async def frozen(self: Isolated) -> Any:
+        process = await started(self)
+        if stands_still():
+            os.killpg(process.pid, signal.SIGSTOP)
+        return process
+
+    async def hasty(self: Isolated, task: Any, limit_s: float) -> Any:
+        try:
+            return await run(self, task, 0.1 if stands_still() else limit_s)
+        except LateError:
+            late.append(bool(task.members))
+            raise
+
+    monkeypatch.setattr(Isolated, "run", hasty)
+    monkeypatch.setattr(Isolated, "_started", frozen)
+    await publish(nats_client, range(1, 2))
+    await deliver(nats_client, 1)
+    async with running_ingest(nats_url, settings):
+        await until(lambda: drained(nats_client))
+    assert late == [True, False] * (ATTEMPTS_MAX + 1)
+    assert await stored(database) == [1]
+    assert await letters(database) == []
 
 
 async def test_delivery_c3_a_suspect_with_dead_frames_is_stored_but_for_them(

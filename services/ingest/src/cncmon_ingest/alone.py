@@ -56,7 +56,8 @@ class Task(msgspec.Struct, frozen=True):
     """Messages, and what is to be known for storing them.
 
     life: generation and server of the database that the worker was admitted to: they count in no other. limit_s: how
-    long the database may take; the worker waits longer, so who answers nothing at all hangs by itself.
+    long the database may take; the worker waits longer, so who answers nothing at all hangs by itself. members: none
+    where only that is to be seen, whether such a process gets an answer to anything.
     """
 
     settings: IngestSettings
@@ -134,7 +135,7 @@ class Trier:
             portion.append(decoded)
             size += decoded.payload_bytes
             days |= decoded.days
-        return dead + await _write(store, portion, len(task.members))
+        return dead + await _write(store, portion, len(task.members)) if portion else dead
 
 
 async def _write(store: Store, portion: Sequence[Decoded], end: int) -> list[int]:

@@ -7,6 +7,7 @@ CncmonError
 ├── RefusedError       the database refuses data: find which frame, dead-letter it, store the rest
 ├── RetryError         lost against another worker: try the same again at once
 ├── MigrationError     the schema can't be brought up to date: stop, say why
+├── LateError          the isolated process did not answer in time: find out whether that is the message's fault
 ├── ExportError        a file is no export that can be read: tell, go on with the next
 └── FeedError          the consumer or its stream is gone: begin a new session
 """
@@ -48,6 +49,10 @@ class RetryError(CncmonError):
 
 class MigrationError(CncmonError):
     """The schema can't be brought up to date."""
+
+
+class LateError(CncmonError):
+    """The isolated process did not answer in time."""
 
 
 class ExportError(CncmonError):

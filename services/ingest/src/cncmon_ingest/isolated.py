@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from cncmon_ingest.alone import READY, Answer, Task
-from cncmon_ingest.errors import OutageError
+from cncmon_ingest.errors import LateError, OutageError
 
 LINE_BYTES_MAX: Final = 1 << 16
 """Bytes of an answer."""
@@ -33,6 +33,7 @@ class Isolated:
         """Return the answer to a task; or None, and how the process ended instead.
 
         Raises:
+            LateError: it did not answer in time, and is ended.
             OutageError: the process can't be started, or was ended by somebody.
         """
         process = await self._started()
@@ -51,7 +52,7 @@ class Isolated:
         late = process.returncode is None and not stdout.at_eof()
         code = await self.end(kill=True)
         if late:
-            return None, f"the isolated process did not answer within {limit_s:.0f} s"
+            raise LateError(f"the isolated process did not answer within {limit_s:.0f} s")
         # Not the child that took the task, but what it was forked from: the task did not do that.
         raise OutageError(f"the isolated process was ended ({_cause_of(code)})")
 

@@ -24,7 +24,7 @@ from cncmon_ingest.commit import commit
 from cncmon_ingest.connection import connect
 from cncmon_ingest.database_identity import DatabaseIdentity
 from cncmon_ingest.decode import Incoming, buried, headers_of
-from cncmon_ingest.errors import DATABASE_ERRORS, NotConnectedError, OutageError, translate
+from cncmon_ingest.errors import DATABASE_ERRORS, LateError, NotConnectedError, OutageError, translate
 from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.isolated import Isolated
 from cncmon_ingest.settings import IngestSettings
@@ -33,7 +33,9 @@ from cncmon_ingest.store import Store
 log = logs.get(__name__)
 
 ATTEMPTS_MAX: Final = 3
-"""Attempts alone of which nobody saw the end: this worker died as well, or was stopped. No more than so many."""
+"""Attempts alone without an end: this worker died as well, or was stopped, or the process did not answer while one
+without a message did. No more than so many.
+"""
 
 GROUP_MESSAGES_MAX: Final = 512
 """Messages tried together: one that kills among them is found with 9 deaths of a group and its own."""
@@ -257,7 +259,10 @@ class Suspects:
         self, group: _Group, _connection: asyncpg.Connection, life: DatabaseIdentity
     ) -> Answer | None:
         log.warning("suspects are tried in the isolated process", messages=len(group.messages), bytes=group.bytes)
-        answer, why = await self._ask(group, life, GROUP_TIME_SHARE)
+        try:
+            answer, why = await self._ask(group, life, GROUP_TIME_SHARE)
+        except LateError as error:
+            answer, why = None, str(error)
         if answer is None:
             metrics.SUSPECT_GROUPS_HALVED.inc()
             log.warning("a group of suspects is halved", messages=len(group.messages), reason=why)
@@ -276,19 +281,45 @@ class Suspects:
         why = f"{group.attempt - 1} attempts to store it alone did not come to an end"
         answer = None
         if group.attempt <= ATTEMPTS_MAX:
-            answer, why = await self._ask(group, life, 1.0)
+            answer, why = await self._ask_alone(group, connection, life)
         if answer is None:
             log.error("a message kills whoever takes it: buried", subject=message.subject, reason=why)
             await commit(Store(connection, self._stream_created), [buried(incoming_of(message), "poison", why)])
             metrics.SUSPECTS.labels("buried").inc()
             return Answer(dead=[0])
         if answer.outage:
-            # An outage is no evidence against anybody.
-            await connection.execute(_TAKE_BACK, *place)
-            group.attempt = 0
+            await self._take_back(group, connection)
             raise OutageError(answer.outage)
         metrics.SUSPECTS.labels("innocent").inc()
         return answer
+
+    async def _ask_alone(
+        self, group: _Group, connection: asyncpg.Connection, life: DatabaseIdentity
+    ) -> tuple[Answer | None, str]:
+        try:
+            return await self._ask(group, life, 1.0)
+        except LateError as error:
+            if not await self._answers(life):
+                await self._take_back(group, connection)
+                raise OutageError(f"{error}, nor to a task without a message") from error
+            if group.attempt < ATTEMPTS_MAX:
+                # It may have been frozen, or have got no processor, just then. This attempt stays counted.
+                group.attempt = 0
+                raise OutageError(str(error)) from error
+            return None, f"{error}, {ATTEMPTS_MAX} times"
+
+    async def _take_back(self, group: _Group, connection: asyncpg.Connection) -> None:
+        """Don't count an attempt: an outage is no evidence against anybody."""
+        await connection.execute(_TAKE_BACK, self._stream_created, group.seqs[0])
+        group.attempt = 0
+
+    async def _answers(self, life: DatabaseIdentity) -> bool:
+        """Whether an isolated process that is given no message gets to the database and answers in the same time."""
+        try:
+            answer, _ = await self._ask(_Group([]), life, 1.0)
+        except (LateError, OutageError):
+            return False
+        return answer is not None and not answer.outage
 
     async def _ask(self, group: _Group, life: DatabaseIdentity, time_share: float) -> tuple[Answer | None, str]:
         limit_s = self._settings.suspect_ms_max / 1000 * time_share
