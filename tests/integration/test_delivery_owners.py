@@ -35,12 +35,12 @@ class Hand:
     """Messages as they come to a store, each in an epoch of its own."""
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self.dsn = dsn
         self._epoch = 0
         self.stores: list[Store] = []
 
     async def store(self, bounds: Bounds = Bounds()) -> Store:  # noqa: B008 immutable
-        self.stores.append(Store(await connect(self._dsn), NOON, bounds=bounds))
+        self.stores.append(Store(await connect(self.dsn), NOON, bounds=bounds))
         return self.stores[-1]
 
     def message(self, origin: str, *samples: tuple[str, float]) -> Decoded:
@@ -211,6 +211,59 @@ async def test_delivery_b9_two_edges_of_a_site_that_read_one_machine_raise_an_al
     assert 1 <= len(rows) <= 2
     assert "e1, e2" in rows[0]["data"]
     assert len(await owners_of(database)) <= 2 + owners.CONTENDED_MOVES
+
+
+async def test_delivery_b9_what_moved_costs_no_transaction_a_message(
+    hand: Hand, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the new edge's samples nor the old one's backlog do, nor those of two edges that read one machine."""
+    monkeypatch.setattr(machines, "REFRESH_S", 1e9)
+    connection = await connect(hand.dsn)
+    store = Store(connection, NOON)
+    hand.stores.append(store)
+    asked: list[str] = []
+    connection.add_query_logger(lambda record: asked.append(record.query))
+
+    async def judged(edge: str, *seconds: float) -> int:
+        """Write a message of two machines for each time; return for how many the database was asked about them."""
+        asked.clear()
+        for second in seconds:
+            await store.write([hand.message(f"hall.{edge}", ("m1", second), ("m2", second))])
+        return asked.count("BEGIN") - len(seconds)
+
+    await judged("e1", 0)
+    assert await judged("e2", 1000), "the move"
+    assert await judged("e2", 1001, 2000, 1) == 0
+    assert await judged("e1", 100, 999, 1040) == 0, "what the old edge still has"
+    assert await judged("e3", 10) == 0
+    assert await judged("e1", 2000), "back"
+    assert await judged("e2", 2100), "and forth"
+    assert await judged("e1", 2200), "contended"
+    assert await judged("e1", 2300, 2301, 9000) == 0
+    assert await judged("e2", 2300, 100) == 0
+    assert await database.fetchval("SELECT edge FROM machines WHERE machine_id = 'm1'") == "e2"
+    # Once the owners are read again, the edge that goes on alone has them.
+    monkeypatch.setattr(machines, "REFRESH_S", -1.0)
+    assert await judged("e1", 9100)
+    assert await database.fetchval("SELECT edge FROM machines WHERE machine_id = 'm1'") == "e1"
+    assert await letters(database) == {}
+    assert sum((await stored(database)).values()) == 2 * 18
+
+
+async def test_delivery_b9_two_edges_that_read_one_machine_have_no_part_of_another_sites_time(
+    hand: Hand, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "REFRESH_S", 1e9)
+    await (await hand.store()).write([hand.message("hall.e1", ("m1", 0))])
+    await owners.hand_over(database, ["m1"], Origin("yard", "e1"), NOON + timedelta(seconds=100))
+    store = await hand.store()
+    for second, edge in ((200, "e2"), (300, "e1"), (400, "e2")):
+        await store.write([hand.message(f"yard.{edge}", ("m1", second))])
+    assert await database.fetchval("SELECT count(*) FROM events WHERE type = 'machine_contended'") == 1
+    await store.write([hand.message("yard.e2", ("m1", 600), ("m1", 100))])
+    assert await letters(database) == {}
+    await store.write([hand.message("yard.e2", ("m1", 50), ("m1", 700))])
+    assert await letters(database) == {"foreign_machine": 1}
 
 
 @on_both_servers

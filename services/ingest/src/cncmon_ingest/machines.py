@@ -1,7 +1,8 @@
 """Which machines there are, how many there may be (rule B10), and which samples are their owner's (rule B9).
 
-A message costs one look into a dictionary for each of its machines. Only messages of machines that are new, that move,
-or that another site owns cost a statement, in a transaction before the one that stores them.
+A message costs one set comparison, and one look into a dictionary for each of its machines that moved before. Only
+messages of machines that are new, that move, or that another site owns cost a statement, in a transaction before the
+one that stores them.
 """
 
 import time
@@ -16,7 +17,7 @@ from cncmon_core import logs
 from cncmon_core.names import Origin
 from cncmon_ingest import metrics, owners, rows
 from cncmon_ingest.decode import DeadLetter, Decoded, frames_of
-from cncmon_ingest.owners import Intervals
+from cncmon_ingest.owners import ALWAYS, NEVER, Intervals, Span
 from cncmon_ingest.settings import IngestSettings
 
 log = logs.get(__name__)
@@ -87,6 +88,8 @@ class Machines:
         self._bounds = bounds
         self._known: dict[str, Intervals] = {}
         self._sure: dict[Origin, set[str]] = {}
+        # When machines that are not sure are settled; until the next refresh.
+        self._spans: dict[Origin, dict[str, Span]] = {}
         self._refused: dict[str, float] = {}
         self._alarmed: dict[tuple[str, Origin], float] = {}
         self._read_s = time.monotonic()
@@ -102,13 +105,31 @@ class Machines:
         unsure = message.machine_ids - self._sure.get(message.origin, _NONE)
         if not unsure:
             return unsure
-        first_us = _first_us(message)
-        return {m for m in unsure if not owners.is_settled(self._known.get(m, ()), message.origin, first_us)}
+        spans, first_us = self._spans.setdefault(message.origin, {}), _first_us(message)
+        found = set()
+        for machine_id in unsure:
+            # Runs for each sample of machines that moved, so the intervals are not looked through here.
+            from_us, until_us = spans.get(machine_id) or self._span(machine_id, message.origin)
+            if not from_us <= first_us < until_us:
+                found.add(machine_id)
+        return found
+
+    def _span(self, machine_id: str, origin: Origin) -> Span:
+        """Return when a machine is settled for a sender, and remember it."""
+        if machine_id not in self._known:
+            return NEVER
+        span = owners.settled_span(self._known[machine_id], origin)
+        if span == ALWAYS:
+            self._sure.setdefault(origin, set()).add(machine_id)
+        else:
+            self._spans[origin][machine_id] = span
+        return span
 
     def forget(self) -> None:
         """Know nothing: a transaction that `judge` was part of did not come to its end."""
         self._known.clear()
         self._sure.clear()
+        self._spans.clear()
         self._alarmed.clear()
 
     async def judge(self, connection: asyncpg.Connection, messages: Sequence[Decoded]) -> None:
@@ -130,6 +151,7 @@ class Machines:
             self._known.pop(row["machine_id"], None)
             self._doubt(row["machine_id"])
         self._read_s = now_s
+        self._spans.clear()
         if max(len(self._known), sum(map(len, self._sure.values()))) > KNOWN_MAX:
             self.forget()
         self._refused = {m: until_s for m, until_s in self._refused.items() if until_s > now_s}
@@ -143,6 +165,8 @@ class Machines:
     def _doubt(self, machine_id: str) -> None:
         for sure in self._sure.values():
             sure.discard(machine_id)
+        for spans in self._spans.values():
+            spans.pop(machine_id, None)
 
     async def _judge_one(self, connection: asyncpg.Connection, message: Decoded, unsure: set[str]) -> None:
         refused = await self._enter(connection, message.origin, unsure)
@@ -161,17 +185,9 @@ class Machines:
         for machine_id in sorted(unsure & message.machine_ids):
             if owners.moves(self._known[machine_id], origin, first_us):
                 await self._move(connection, machine_id, origin, first_us)
-        sure = {m for m in unsure & message.machine_ids if self._is_sure(m, origin)}
-        if sure:
-            self._sure.setdefault(origin, set()).update(sure)
 
     def _may_be_foreign(self, machine_id: str, origin: Origin) -> bool:
         return any(interval.site != origin.site for interval in self._known[machine_id])
-
-    def _is_sure(self, machine_id: str, origin: Origin) -> bool:
-        """Whether whatever this sender has of a machine is taken, whenever it is from, and says of no move."""
-        intervals = self._known[machine_id]
-        return not origin.site or (len(intervals) == 1 and intervals[0].origin == origin)
 
     async def _enter(self, connection: asyncpg.Connection, origin: Origin, machine_ids: set[str]) -> set[str]:
         """Have all machines in `_known`, entering those that are new; return those that are too many."""
@@ -217,7 +233,10 @@ class Machines:
         return max(0, min(rooms))
 
     async def _move(self, connection: asyncpg.Connection, machine_id: str, origin: Origin, first_us: int) -> None:
-        """Record that another edge of the site reads a machine now; tell it where two do."""
+        """Record that another edge of the site reads a machine now; tell it where two do.
+
+        What is not recorded is looked at again after the next refresh, not for each message until then.
+        """
         intervals = await owners.read_locked(connection, machine_id)
         self._learn({machine_id: intervals})
         if not owners.moves(intervals, origin, first_us):
@@ -231,6 +250,9 @@ class Machines:
         elif len(intervals) < owners.INTERVALS_MAX:
             await owners.record_move(connection, machine_id, origin, rows.beginning(first_us // rows.TICK_US))
             self._learn(await owners.read(connection, [machine_id]))
+            return
+        settled = owners.settled_span(intervals, origin)
+        self._spans.setdefault(origin, {})[machine_id] = settled._replace(until_us=ALWAYS.until_us)
 
     async def _bury(
         self, connection: asyncpg.Connection, message: Decoded, reason: str, is_dead: Callable[[str, int], bool]

@@ -6,6 +6,7 @@ has from before a hand-over stays its own.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -52,6 +53,17 @@ Intervals = tuple[Interval, ...]
 """Of one machine, by time; empty where nobody owns it, since only senders without a site have sent it."""
 
 
+class Span(NamedTuple):
+    """Times from one on and before another, in `rows.microseconds`."""
+
+    from_us: int
+    until_us: int
+
+
+ALWAYS: Final = Span(ALWAYS_US, 1 << 62)
+NEVER: Final = Span(0, 0)
+
+
 async def read(connection: asyncpg.Connection, machine_ids: Iterable[str]) -> dict[str, Intervals]:
     """Return the intervals of machines; those without an owner are left out."""
     found: dict[str, list[Interval]] = {}
@@ -83,21 +95,30 @@ def is_foreign(intervals: Intervals, origin: Origin, time_us: int) -> bool:
     return bool(origin.site) and owner is not None and owner.site != origin.site
 
 
-def is_settled(intervals: Intervals, origin: Origin, first_us: int) -> bool:
-    """Whether all that a sender has of a machine from a time on is taken as it is: nothing to refuse or to record."""
-    if not intervals:
-        return False
-    if any(interval.site != origin.site for interval in intervals):
-        return intervals[-1].origin == origin and first_us >= intervals[-1].from_us
-    return not moves(intervals, origin, first_us)
+def settled_span(intervals: Intervals, origin: Origin) -> Span:
+    """Return when all that a sender has of a machine is taken as it is: nothing to refuse or to record.
+
+    All of a message whose first sample lies in the span. intervals: of a machine that the database has.
+    """
+    if not origin.site:
+        return ALWAYS
+    ours = list(takewhile(lambda interval: interval.site == origin.site, reversed(intervals)))
+    if not ours:
+        return NEVER
+    from_us = ALWAYS.from_us if len(ours) == len(intervals) else ours[-1].from_us
+    return Span(from_us, _moves_from_us(intervals, origin))
 
 
 def moves(intervals: Intervals, origin: Origin, time_us: int) -> bool:
     """Whether samples from a time on say that the machine moved to another edge of the site that owns it."""
-    if not intervals or not origin.site:
-        return False
-    last = intervals[-1]
-    return last.site == origin.site and last.edge != origin.edge and time_us >= last.from_us + MOVE_GRACE_US
+    return time_us >= _moves_from_us(intervals, origin)
+
+
+def _moves_from_us(intervals: Intervals, origin: Origin) -> int:
+    last = intervals[-1] if intervals else None
+    if last is None or last.site != origin.site or last.edge == origin.edge:
+        return ALWAYS.until_us
+    return last.from_us + MOVE_GRACE_US
 
 
 def is_contended(intervals: Intervals, time_us: int) -> bool:
