@@ -112,15 +112,16 @@ class Watch:
 
 
 async def stored(database: asyncpg.Connection, expected: int) -> None:
-    """Wait until so many samples are stored, and check that it stays at that."""
-    found = -1
+    """Wait until so many samples are stored, as long as any are, and check that it stays at that."""
+    found = 0
 
-    async def all_there() -> bool:
+    async def are_more() -> bool:
         nonlocal found
-        found = await database.fetchval("SELECT count(*) FROM sensor_data")
-        return bool(found >= expected)
+        before, found = found, await database.fetchval("SELECT count(*) FROM sensor_data")
+        return bool(found > before)
 
-    await until(all_there, what=lambda: f"{expected} samples stored, but {found}")
+    while found < expected:
+        await until(are_more, what=lambda: f"more of {expected} samples stored than {found}", every_s=0.05)
     assert found == expected
     assert await database.fetchval("SELECT count(*) FROM dead_letters") == 0
     distinct = "SELECT count(DISTINCT (machine_id, active_program_line)) FROM sensor_data"

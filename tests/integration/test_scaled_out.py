@@ -84,7 +84,8 @@ async def _is_drained(client: Client) -> None:
 async def _published(client: Client, seq: int) -> None:
     """Publish until it is acknowledged, as an agent does: the same bytes under the same id."""
     data = [frame(seq)]
-    await answered(lambda: publish_batch(client, seq, data, base=seq - 1))
+    # What the server that is killed has taken it may never acknowledge.
+    await answered(lambda: publish_batch(client, seq, data, base=seq - 1, timeout_s=5))
 
 
 async def test_people_read_from_a_replica(own_postgres: Postgres) -> None:

@@ -126,6 +126,7 @@ async def publish_batch(
     message_id: str | None = None,
     base: int = 0,
     sha256: str | None = None,
+    timeout_s: float = WAIT_S_MAX,
 ) -> int:
     """Publish a batch as an agent does; return the stream sequence. A `message_id` evades the duplicate window."""
     payload = frames.join(parts)
@@ -135,7 +136,7 @@ async def publish_batch(
         headers[identity.MSG_ID] = message_id
     subject = identity.subject_of(kind, site, edge)
     data = frames.compress(payload) if compress else payload
-    return (await client.jetstream().publish(subject, data, timeout=WAIT_S_MAX, headers=headers)).seq
+    return (await client.jetstream().publish(subject, data, timeout=timeout_s, headers=headers)).seq
 
 
 async def drained(client: Client) -> bool:
