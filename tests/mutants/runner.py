@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
@@ -94,20 +94,27 @@ def run_tests(tree: Tree, tests: Iterable[str], limit_s: float) -> Outcome:
 def run_unmutated(tree: Tree, tests: list[str]) -> dict[str, Outcome]:
     """Run tests of one file in a copy that is not mutated; return how each went."""
     with _run(tree, tests, UNMUTATED_S_MAX) as run:
-        cases = {case.get("name"): case for case in run.cases()}
+        cases = {case.get("name", ""): case for case in run.cases()}
         whole = _judge(run)
     if whole.verdict is Verdict.ERROR and not any(name for name in cases):
         return dict.fromkeys(tests, whole)
-    return {test: _outcome(cases.get(test.partition("::")[2]), whole) for test in tests}
+    return {test: _outcome(_cases_of(test, cases), whole) for test in tests}
 
 
-def _outcome(case: ET.Element | None, whole: Outcome) -> Outcome:
-    if case is None:
+def _cases_of(test: str, cases: Mapping[str, ET.Element]) -> list[ET.Element]:
+    """Return what ran of a test, which may be named without its parameters."""
+    name = test.partition("::")[2]
+    return [case for each, case in cases.items() if each == name or each.startswith(f"{name}[")]
+
+
+def _outcome(cases: Sequence[ET.Element], whole: Outcome) -> Outcome:
+    if not cases:
         return Outcome(Verdict.ERROR, whole.seconds, f"did not run: {whole.reason}")
-    seconds = float(case.get("time", "0"))
-    for found in case:
-        if found.tag in ("failure", "error", "skipped"):
-            return Outcome(Verdict.ERROR, seconds, f"{found.tag}: {_first_line(found)}")
+    seconds = sum(float(case.get("time", "0")) for case in cases)
+    for case in cases:
+        for found in case:
+            if found.tag in ("failure", "error", "skipped"):
+                return Outcome(Verdict.ERROR, seconds, f"{found.tag}: {_first_line(found)}")
     return Outcome(Verdict.SURVIVED, seconds)
 
 

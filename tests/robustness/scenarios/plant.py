@@ -55,6 +55,7 @@ class Plant:
         self.dice = random.Random(f"{seed}/{name}")
         self.faults: Counter[str] = Counter()
         self.agents: list[AgentProcess] = []
+        self._reading: list[tuple[Machines, AgentProcess]] = []
         self.accepted: list[Path] = []
         self.lost: dict[int, int] = {}
         self.polls: list[Path] = []
@@ -159,6 +160,7 @@ class Plant:
         where = folder or self.folder / machines.edge
         made = AgentProcess(where, self.proxy.url, edge=machines.edge, machines=machines.documents, **changes)
         self.agents.append(made)
+        self._reading.append((machines, made))
         self.accepted.append(made.accepted)
         return made
 
@@ -323,7 +325,8 @@ class Plant:
         """Judge, and demand that nothing is lost, doubled or altered, nothing is buried, and there are no gaps.
 
         gaps: they may be there, for the reasons that the caller checks. dead: reasons for which samples may be buried.
-        Where no agent was killed, every poll that was answered was accepted, but for the one in hand at a stop.
+        Where no agent was killed, every poll that was answered was accepted, but for those in hand at each stop: one of
+        each machine.
         """
         finding = await self.judge()
         assert finding.holds, f"seed {self.seed}: {finding.complaints}"
@@ -332,7 +335,8 @@ class Plant:
         if not gaps:
             assert finding.excuses.gaps == []
         if not self.killed():
-            in_hand = sum(len(machines.fleet.machines) for machines in self.machines)
+            in_hand = sum(len(machines.fleet.machines) * agent.starts for machines, agent in self._reading)
+            in_hand = max(in_hand, sum(len(machines.fleet.machines) for machines in self.machines))
             unaccepted = finding.answered - finding.sent
             assert unaccepted <= in_hand, f"{unaccepted} answered polls that nobody accepted, {in_hand} at most in hand"
         return finding

@@ -26,10 +26,12 @@ class Child:
         self.log = folder / f"{name}.log"
         self._environ = environ
         self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
         self._output_from = 0
 
     def start(self, changes: Mapping[str, str] | None = None) -> None:
         """Start it; it is not waited for. changes: to its environment, for this start."""
+        self.starts += 1
         with self.log.open("ab") as log:
             self._output_from = log.tell()
             self._process = subprocess.Popen(
