@@ -250,6 +250,27 @@ async def test_delivery_b9_what_moved_costs_no_transaction_a_message(
     assert sum((await stored(database)).values()) == 2 * 18
 
 
+async def test_delivery_b9_machines_that_move_together_cost_the_statements_of_one(
+    hand: Hand, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "REFRESH_S", 1e9)
+    asked: list[str] = []
+    costs = []
+    for number in (1, 50):
+        connection = await connect(hand.dsn)
+        store = Store(connection, NOON)
+        hand.stores.append(store)
+        moving = [f"{number}-{n}" for n in range(number)]
+        await store.write([hand.message("hall.e1", *((m, 0) for m in moving))])
+        connection.add_query_logger(lambda record: asked.append(record.query))
+        asked.clear()
+        await store.write([hand.message("hall.e2", *((m, 1000) for m in moving))])
+        costs.append(len(asked))
+        assert await database.fetchval("SELECT count(*) FROM machines WHERE edge = 'e2'") == sum((1, 50)[: len(costs)])
+    assert costs[0] == costs[1]
+    assert await database.fetchval("SELECT count(*) FROM machine_owners") == 2 * 51
+
+
 async def test_delivery_b9_two_edges_that_read_one_machine_have_no_part_of_another_sites_time(
     hand: Hand, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

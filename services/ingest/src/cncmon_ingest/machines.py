@@ -182,9 +182,9 @@ class Machines:
                 connection, message, FOREIGN, lambda m, at: m in suspect and owners.is_foreign(known[m], origin, at)
             )
         first_us = _first_us(message)
-        for machine_id in sorted(unsure & message.machine_ids):
-            if owners.moves(self._known[machine_id], origin, first_us):
-                await self._move(connection, machine_id, origin, first_us)
+        left = sorted(unsure & message.machine_ids)
+        if moving := [m for m in left if owners.moves(self._known[m], origin, first_us)]:
+            await self._move(connection, moving, origin, first_us)
 
     def _may_be_foreign(self, machine_id: str, origin: Origin) -> bool:
         return any(interval.site != origin.site for interval in self._known[machine_id])
@@ -232,27 +232,34 @@ class Machines:
             rooms.append(self._bounds.of_edge - row["of_edge"])
         return max(0, min(rooms))
 
-    async def _move(self, connection: asyncpg.Connection, machine_id: str, origin: Origin, first_us: int) -> None:
-        """Record that another edge of the site reads a machine now; tell it where two do.
+    async def _move(
+        self, connection: asyncpg.Connection, machine_ids: Sequence[str], origin: Origin, first_us: int
+    ) -> None:
+        """Record that another edge of the site reads machines now; tell it where two do.
 
         What is not recorded is looked at again after the next refresh, not for each message until then.
         """
-        intervals = await owners.read_locked(connection, machine_id)
-        self._learn({machine_id: intervals})
-        if not owners.moves(intervals, origin, first_us):
-            # Another worker has recorded it.
-            return
-        metrics.MACHINE_MOVES.inc()
-        if owners.is_contended(intervals, first_us):
-            edges = ", ".join(sorted({one.edge for one in intervals[-owners.CONTENDED_MOVES :]}))
-            text = f"machine {machine_id!r} is sent by {edges} at the same time: take it out of all but one of them"
-            await self._alarm(connection, CONTENDED, origin, machine_id, text, 0)
-        elif len(intervals) < owners.INTERVALS_MAX:
-            await owners.record_move(connection, machine_id, origin, rows.beginning(first_us // rows.TICK_US))
-            self._learn(await owners.read(connection, [machine_id]))
-            return
-        settled = owners.settled_span(intervals, origin)
-        self._spans.setdefault(origin, {})[machine_id] = settled._replace(until_us=ALWAYS.until_us)
+        found = await owners.read_locked(connection, machine_ids)
+        self._learn(found)
+        # Without those that another worker has recorded.
+        moved = [m for m in machine_ids if owners.moves(found[m], origin, first_us)]
+        metrics.MACHINE_MOVES.inc(len(moved))
+        recorded = []
+        for machine_id in moved:
+            intervals = found[machine_id]
+            contended = owners.is_contended(intervals, first_us)
+            if contended:
+                edges = ", ".join(sorted({one.edge for one in intervals[-owners.CONTENDED_MOVES :]}))
+                text = f"machine {machine_id!r} is sent by {edges} at the same time: take it out of all but one of them"
+                await self._alarm(connection, CONTENDED, origin, machine_id, text, 0)
+            if contended or len(intervals) >= owners.INTERVALS_MAX:
+                settled = owners.settled_span(intervals, origin)
+                self._spans.setdefault(origin, {})[machine_id] = settled._replace(until_us=ALWAYS.until_us)
+            else:
+                recorded.append(machine_id)
+        if recorded:
+            await owners.record_moves(connection, recorded, origin, rows.beginning(first_us // rows.TICK_US))
+            self._learn(await owners.read(connection, recorded))
 
     async def _bury(
         self, connection: asyncpg.Connection, message: Decoded, reason: str, is_dead: Callable[[str, int], bool]

@@ -73,10 +73,12 @@ async def read(connection: asyncpg.Connection, machine_ids: Iterable[str]) -> di
     return {machine_id: tuple(intervals) for machine_id, intervals in found.items()}
 
 
-async def read_locked(connection: asyncpg.Connection, machine_id: str) -> Intervals:
-    """Return a machine's intervals; nobody else records a move of it until the caller's transaction ends."""
-    await connection.execute("SELECT FROM machines WHERE machine_id = $1 FOR UPDATE", machine_id)
-    return (await read(connection, [machine_id])).get(machine_id, ())
+async def read_locked(connection: asyncpg.Connection, machine_ids: Sequence[str]) -> dict[str, Intervals]:
+    """Return machines' intervals; nobody else records a move of them until the caller's transaction ends."""
+    await connection.execute(
+        "SELECT FROM machines WHERE machine_id = ANY($1) ORDER BY machine_id FOR UPDATE", list(machine_ids)
+    )
+    return dict.fromkeys(machine_ids, ()) | await read(connection, machine_ids)
 
 
 def owner_at(intervals: Intervals, time_us: int) -> Interval | None:
@@ -126,13 +128,16 @@ def is_contended(intervals: Intervals, time_us: int) -> bool:
     return sum(one.from_us > time_us - CONTENDED_US for one in intervals[1:]) >= CONTENDED_MOVES
 
 
-async def record_move(connection: asyncpg.Connection, machine_id: str, origin: Origin, from_time: datetime) -> None:
-    """Let an edge of the same site own a machine from a time on; another worker may have recorded it already."""
+async def record_moves(
+    connection: asyncpg.Connection, machine_ids: Sequence[str], origin: Origin, from_time: datetime
+) -> None:
+    """Let an edge of the same site own machines from a time on; another worker may have recorded it already."""
     await connection.execute(
-        "INSERT INTO machine_owners (machine_id, site, edge, from_time) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        *(machine_id, *origin, from_time),
+        "INSERT INTO machine_owners (machine_id, site, edge, from_time) "
+        "SELECT m, $2::text, $3::text, $4::timestamptz FROM unnest($1::text[]) AS m ORDER BY 1 ON CONFLICT DO NOTHING",
+        *(list(machine_ids), *origin, from_time),
     )
-    await show_owner(connection, [machine_id])
+    await show_owner(connection, machine_ids)
 
 
 async def hand_over(
