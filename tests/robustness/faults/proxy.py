@@ -116,7 +116,9 @@ class Proxy:
         """Reset every connection; new ones are taken."""
         for writer in list(self._writers):
             # Closing with a linger time of zero sends a reset instead of an orderly end.
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            with contextlib.suppress(OSError):
+                # Its other end may have closed it just now.
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             writer.transport.abort()
 
     def pause(self) -> None:
