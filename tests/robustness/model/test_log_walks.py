@@ -13,7 +13,7 @@ from robustness.model.world import ERRORS, World
 
 LONG = os.environ.get("CNCMON_ROBUSTNESS") == "long"
 SEED = int(os.environ.get("CNCMON_ROBUSTNESS_SEED", "1"))
-WALKS = 6_000 if LONG else 200
+WALKS = 6_000 if LONG else 600
 STEPS = 60
 FOUND_BEFORE = [129140683000074]
 """Walks with bad pages that found something once."""
