@@ -317,7 +317,11 @@ async def test_delivery_c3_a_database_that_is_slow_is_no_evidence(
     run = Isolated.run
 
     async def watched(self: Isolated, task: Any, limit_s: float) -> Any:
-        answer, why = await run(self, task, limit_s)
+        try:
+            answer, why = await run(self, task, limit_s)
+        except LateError as error:
+            ended.append(str(error))
+            raise
         ended.append(answer.outage if answer else why)
         return answer, why
 

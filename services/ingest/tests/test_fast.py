@@ -429,7 +429,7 @@ def broken_frames(draw: st.DrawFn) -> bytes:
     return bytes(found[: draw(st.just(len(found)) | st.integers(0, len(found)))])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(whole_frames() | whole_frames() | broken_frames() | st.binary(max_size=20), max_size=6),
     st.just(b"") | st.binary(max_size=6),

@@ -54,7 +54,7 @@ def signals(draw: st.DrawFn) -> list[Signal]:
     return made
 
 
-@settings(max_examples=200)
+@settings(max_examples=600)
 @given(signals(), st.data())
 def test_the_same_as_one_by_one(made: list[Signal], data: st.DataObject) -> None:
     assert problems_of_signals(made) == []
