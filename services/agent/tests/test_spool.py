@@ -111,7 +111,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("failures", [1, 3])
+@pytest.mark.parametrize("failures", [1, 2, 3])
 def test_delivery_a2_what_recovery_could_not_sync_is_written_elsewhere(failures: int, seed: int) -> None:
     """FAULT 6 at a start: what only the page cache has must be safe before its source is freed; a second sync lies."""
     simulated, left = SimulatedDisk(), failures
