@@ -177,7 +177,7 @@ async def test_delivery_d1_a_document_is_written_by_compare_and_set(
     """A leader that was overtaken writes nothing over what the next one wrote."""
     await prepare(nats_client, settings_for(postgres_dsn))
     bucket = await nats_client.jetstream().key_value(names.KV_WATERMARK)
-    documents = WatermarkDocuments(database, bucket)
+    documents = WatermarkDocuments(database, bucket, bytes_max=0)
     await database.execute(
         "INSERT INTO watermarks (epoch, site, edge, seq, advanced) VALUES ($1, 'hall', 'e1', 5, now())", EPOCH
     )

@@ -1,6 +1,8 @@
 """The settings of the stream and the buckets on a real server: what is refused, kept and brought up to date."""
 
+import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -10,6 +12,7 @@ from nats.aio.client import Client
 from nats.js import api
 from nats.js.errors import APIError
 
+from cncmon_agent.agent import Agent
 from cncmon_core import identity, names
 from cncmon_core.sample import Sample
 from cncmon_ingest.care import care_for_stream
@@ -17,6 +20,10 @@ from testkit import agent as agents
 from testkit.ingest import drained, frame, prepare, publish_batch, running_ingest, settings_for, until
 
 SHARE = 50
+
+
+def has_batch(agent: Agent, seq: int) -> bool:
+    return agent.storage.buffer.range()[1] > seq
 
 
 async def first_seq(client: Client) -> int:
@@ -77,6 +84,47 @@ async def test_delivery_d2_an_edge_above_its_share_waits_and_others_do_not(
             assert agent.publisher.stream_error is None
     assert await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'm'") == 4 * SHARE
     assert await database.fetchval("SELECT count(*) FROM sensor_data") == 5 * SHARE
+    assert await database.fetchval("SELECT count(*) FROM gaps") == 0
+
+
+async def test_delivery_d2_an_edge_stops_at_its_share_in_bytes_and_others_do_not(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Large batches: its messages are few, and nobody commits them."""
+    share = 1 << 20
+    settings = settings_for(postgres_dsn, stream_bytes_per_edge_max=share, stream_bytes_max=8 << 20)
+    await prepare(nats_client, settings)
+    batches, samples = 40, 100
+    js = nats_client.jetstream()
+    in_flight = 2
+    async with agents.running_agent(nats_url, agents.settings_for(tmp_path, in_flight_max=in_flight)) as agent:
+        # Once it was told its share; nobody is there to commit what comes after.
+        async with running_ingest(nats_url, settings):
+            agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0))
+            await until(lambda: agent.deliveries.floor > 0)
+
+        for number in range(1, batches + 1):
+            for _ in range(samples):
+                text = os.urandom(500).hex()
+                agent.batcher.add(Sample("m", datetime.now(UTC), 1.0, 2.0, extras={"text": text}))
+            agent.batcher.cut()
+            # Those of the memory go to the disk before it is full.
+            await until(partial(has_batch, agent, number))
+
+        async def says_why_or_has_sent_all() -> bool:
+            return agent.publisher.stream_error is not None or agent.deliveries.unacknowledged() == 0
+
+        await until(says_why_or_has_sent_all)
+        assert f"share of what is not in the database yet ({share} bytes)" in (agent.publisher.stream_error or "")
+        # A batch is 256 KiB at most, and there are two lanes.
+        assert (await js.stream_info(names.STREAM)).state.bytes < share + 2 * in_flight * (256 << 10)
+        assert agent.deliveries.unacknowledged() >= batches // 4
+        await publish_batch(nats_client, 1, [frame(1)], edge="other")
+        async with running_ingest(nats_url, settings):
+            await until(lambda: agent.storage.buffer.stats().batches == 0)
+            await until(lambda: drained(nats_client))
+            assert agent.publisher.stream_error is None
+    assert await database.fetchval("SELECT count(*) FROM sensor_data WHERE machine_id = 'm'") == batches * samples + 1
     assert await database.fetchval("SELECT count(*) FROM gaps") == 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
+from typing import Final
 
 import msgspec
 import nats.errors
@@ -29,6 +30,7 @@ from cncmon_agent.delivery import Delivery
 from cncmon_agent.pace import CommitLag, Latency, Pace
 from cncmon_agent.puback import PubAcks
 from cncmon_agent.settings import AgentSettings
+from cncmon_agent.share import StreamShare
 from cncmon_core import logs, names
 from cncmon_core.frames import ENCODING_ZSTD, MAX_PAYLOAD_RESERVE_BYTES
 from cncmon_core.identity import Kind, subject_of
@@ -52,6 +54,9 @@ PATIENCE = 4.0
 """Acknowledgements may take this many times as long as they took lately before a batch is published again."""
 
 PATIENCE_S_MAX = 60.0
+
+SHARE_S: Final = 0.05
+"""How often it is looked whether the share of the stream has room again; the watermark is told five times a second."""
 
 QUIET_S = 0.05
 """An acknowledgement that is out for less says nothing yet."""
@@ -103,6 +108,7 @@ class Publisher:
         self._flights: dict[_Flight, asyncio.Future[PubAck]] = {}
         self._refused_until_s = 0.0
         self._stuck: str | None = None
+        self._share = StreamShare()
         self.pace = Pace(settings.replay_bytes_per_s_max)
         self.latency = Latency()
         self.lag = CommitLag()
@@ -182,7 +188,8 @@ class Publisher:
                 self._accepts()
 
     def _accepts(self) -> None:
-        if self.stream_error != self._stuck:
+        # What was on its way when the share was full is taken; no more is.
+        if self.stream_error != self._stuck and not self._share.full:
             log.info("NATS takes batches again", was=self.stream_error)
             self.stream_error = self._stuck
 
@@ -221,7 +228,19 @@ class Publisher:
         pause_s = self._refused_until_s - lane.turned_s
         if pause_s > 0:
             await asyncio.sleep(pause_s)
+        if self._share.full:
+            await self._until_share_has_room(lane)
         await lane.room.acquire()
+
+    async def _until_share_has_room(self, lane: _Lane) -> None:
+        """Wait for the database: what is published beyond our share takes the room of others (rule D2)."""
+        self._say(
+            f"the stream holds this edge's share of what is not in the database yet ({self._share.bytes_max} bytes)"
+        )
+        while not self._share.has_room:
+            lane.turned_s = time.monotonic()
+            await asyncio.sleep(SHARE_S)
+        self._accepts()
 
     async def _wait(self, lane: _Lane, event: asyncio.Event) -> None:
         lane.room.release()
@@ -289,6 +308,7 @@ class Publisher:
             self._refund(flight)
         else:
             self.lag.taken(ack.seq, now_s, self.pace.spent_bytes)
+            self._share.taken(ack.seq, flight.size)
         self.progress.set()
 
     def _refund(self, flight: _Flight) -> None:
@@ -302,11 +322,15 @@ class Publisher:
         self.wake()
 
     def _refuse(self, flight: _Flight, said: str | None) -> None:
-        if said is not None and said != self.stream_error:
-            log.error("samples are kept here until NATS takes them", reason=said)
-            self.stream_error = said
+        if said is not None:
+            self._say(said)
         self._refused_until_s = time.monotonic() + self._settings.refused_retry_ms / 1000
         self._failed(flight)
+
+    def _say(self, said: str) -> None:
+        if said != self.stream_error:
+            log.error("samples are kept here until NATS takes them", reason=said)
+            self.stream_error = said
 
     async def _follow_watermark(self, client: Client, js: JetStreamContext) -> None:
         """Read our own key by direct get, and hear of changes on the bucket's republish subject (no `kv.watch`)."""
@@ -335,6 +359,7 @@ class Publisher:
             log.warning("watermark document can't be read", error=str(error))
             return
         self._deliveries.told(document)
+        self._share.told(document.bytes_max, self._deliveries.stream_created, self._deliveries.floor)
         if (committed := self.lag.told(self._deliveries.floor, time.monotonic())) is not None:
             self.pace.committed(committed)
         if self.lag.empty:

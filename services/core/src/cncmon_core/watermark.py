@@ -12,6 +12,7 @@ class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     epochs: epoch → seq up to which everything is in the database. JSON keys are strings. An epoch that isn't listed is
     unknown, not zero.
     forked: epochs of this edge under which two agents publish (rule A1).
+    bytes_max: share of the edge in what the stream holds uncommitted (rule D2); 0: none.
     """
 
     generation: int
@@ -19,6 +20,7 @@ class Watermark(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     committed_floor: int
     epochs: dict[int, int]
     forked: list[int] = []
+    bytes_max: int = 0
 
 
 encode_watermark = msgspec.json.Encoder().encode

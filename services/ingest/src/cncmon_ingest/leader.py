@@ -157,7 +157,11 @@ class Rounds:
 
     async def begin(self) -> None:
         """Look up what does not change while this leader leads."""
-        self._documents = WatermarkDocuments(self._connection, await self._js.key_value(names.KV_WATERMARK))
+        self._documents = WatermarkDocuments(
+            self._connection,
+            await self._js.key_value(names.KV_WATERMARK),
+            self._settings.stream_bytes_per_edge_max,
+        )
         self._stream_created, _ = await stream_state(self._js)
 
     async def next(self, now_s: float) -> None:

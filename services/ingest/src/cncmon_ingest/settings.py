@@ -35,6 +35,13 @@ class IngestSettings(Struct, frozen=True):
             description="Most messages of CNC_DATA on one subject: an edge that has so many is refused. 0: no share.",
         ),
     ] = 500_000
+    stream_bytes_per_edge_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of an edge in CNC_DATA that are not committed: it keeps the rest. 0: no share.",
+        ),
+    ] = 512 << 20
     stream_age_s_max: Annotated[int, Meta(ge=60, description="max_age of CNC_DATA.")] = 24 * 3600
     stream_replicas: Annotated[int, Meta(ge=1, le=5, description="Replicas of streams and buckets.")] = 1
     duplicate_window_s: Annotated[int, Meta(ge=1, description="JetStream's own duplicate window.")] = 120

@@ -30,8 +30,10 @@ SELECT site, edge, epoch, seq FROM (
 class WatermarkDocuments:
     """Writes the watermark documents, each by compare-and-set against the revision it has seen."""
 
-    def __init__(self, connection: asyncpg.Connection, bucket: KeyValue) -> None:
+    def __init__(self, connection: asyncpg.Connection, bucket: KeyValue, bytes_max: int) -> None:
+        """bytes_max: each edge's share of the stream."""
         self._connection = connection
+        self._bytes_max = bytes_max
         self._bucket = bucket
         self._told: dict[str, tuple[int, Watermark | None]] = {}
 
@@ -56,7 +58,8 @@ class WatermarkDocuments:
             if number % 100 == 0:
                 # Many edges take long: the database must not take this session for a frozen one.
                 await self._connection.execute("SELECT 1")
-            await self._put(origin, Watermark(generation, created, place.floor, epochs, forked.get(origin, [])))
+            document = Watermark(generation, created, place.floor, epochs, forked.get(origin, []), self._bytes_max)
+            await self._put(origin, document)
 
     async def _put(self, origin: Origin, document: Watermark) -> None:
         key = names.edge_key(*origin)
