@@ -1,6 +1,6 @@
 """`cncmon-agent`: reads this edge's machines and ships what they say. All settings come from the environment."""
 
-import cncmon_agent.lean  # noqa: F401, I001 before anything that could take its libraries along
+import cncmon_core.lean  # noqa: F401, I001 before anything that could take its libraries along
 
 import argparse
 import asyncio

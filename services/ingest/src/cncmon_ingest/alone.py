@@ -6,6 +6,8 @@ this process answers so and forks the next: it has imported all that they need, 
 input.
 """
 
+import cncmon_core.lean  # noqa: F401, I001 before anything that could take its libraries along
+
 import asyncio
 import contextlib
 import ctypes

@@ -1,5 +1,7 @@
 """`cncmon-ingest run` is a worker (any number side by side); `bootstrap` prepares database and streams."""
 
+import cncmon_core.lean  # noqa: F401, I001 before anything that could take its libraries along
+
 import argparse
 import asyncio
 import gc
