@@ -1,6 +1,6 @@
 # The front door. `make help` lists the targets; each calls one command.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-cluster images lint fmt robustness mutants bench clean
+.PHONY: help setup demo test check faults test-cluster images lint fmt robustness mutants bench clean
 PYTHON ?=
 export PYTHON
 
@@ -10,10 +10,12 @@ setup: ## make .venv with every service and build the web page
 	@scripts/setup.sh run
 demo: setup ## five simulated machines, live in the browser (ARGS="--machines 20 --hz 10")
 	@.venv/bin/cncmon demo $(ARGS)
-test: ## run every test on real parts (ARGS="tests/e2e -k wall")
+test: ## run the tests on real parts (ARGS="tests/e2e -k wall")
 	@scripts/test.sh $(ARGS)
 check: ## lint what changed against main and run the tests nearest to it, within a minute and a half
 	@scripts/check.sh
+faults: ## break a running plant in every way, briefly: the short round (ARGS="-k database")
+	@scripts/test.sh --dist worksteal tests/robustness/scenarios $(ARGS)
 test-cluster: ## run the tests on a real Kubernetes (KUBECONFIG=... for an API of yours; ARGS="-k columns")
 	@scripts/test-cluster.sh $(ARGS)
 images: ## build the container images into build/images.tar (ARGS="--arch arm64", ARGS="--push registry.example/cnc")

@@ -14,7 +14,7 @@ import pytest
 def main() -> int:
     """Run the round in a pytest of this process, one test at a time: they measure times, and share two cores."""
     parser = argparse.ArgumentParser(prog="python -m robustness", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="the round of `make test`")
+    parser.add_argument("--short", action="store_true", help="the round of `make faults`")
     parser.add_argument("--markdown", type=Path, help="write the table to this file, as rows for docs/robustness.md")
     parser.add_argument("--seed", type=int, help="repeat a round; without it, each has its own")
     options, others = parser.parse_known_args()

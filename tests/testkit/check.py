@@ -38,7 +38,8 @@ def changed(against: str) -> list[str]:
 
 def is_test(path: str) -> bool:
     """Whether pytest collects a file, and it is one of those that `make test` runs."""
-    return Path(path).name.startswith("test_") and path.endswith(".py") and not path.startswith("tests/cluster/")
+    elsewhere = ("tests/cluster/", "tests/robustness/scenarios/")
+    return Path(path).name.startswith("test_") and path.endswith(".py") and not path.startswith(elsewhere)
 
 
 @dataclass

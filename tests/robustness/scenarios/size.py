@@ -1,4 +1,4 @@
-"""How large a round is: short in `make test`, long in `make robustness`."""
+"""How large a round is: short in `make faults`, long in `make robustness`."""
 
 import os
 import secrets
