@@ -68,29 +68,38 @@ class Gate:
         return through
 
 
+class Sessions:
+    """One connection for each who takes part, kept from one place to the next: to connect costs more than to write."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._open: dict[str, asyncpg.Connection] = {}
+
+    async def of(self, who: str) -> asyncpg.Connection:
+        """Return somebody's connection: a new one only where there is none, or where it died."""
+        found = self._open.get(who)
+        if found is None or found.is_closed():
+            found = self._open[who] = await connect(self.dsn)
+        return found
+
+    def close(self) -> None:
+        for connection in self._open.values():
+            connection.terminate()
+
+
 class Plant:
     """One epoch in a database that all share, with its worker, the others, and what must be true at the end."""
 
-    def __init__(self, dsn: str, number: int) -> None:
-        self.dsn = dsn
+    def __init__(self, sessions: Sessions, number: int) -> None:
+        self.sessions = sessions
         self.epoch = 10_000 + number
         self.closing = 500_000 + number
         self.machine = f"m{number}"
         self._created = datetime.now(UTC)
         self._said: dict[int, bytes] = {}
-        self._open: list[asyncpg.Connection] = []
 
-    async def connection(self) -> asyncpg.Connection:
-        made = await connect(self.dsn)
-        self._open.append(made)
-        return made
-
-    async def store(self) -> Store:
-        return Store(await self.connection(), self._created)
-
-    def close(self) -> None:
-        for connection in self._open:
-            connection.terminate()
+    async def store(self, who: str) -> Store:
+        return Store(await self.sessions.of(who), self._created)
 
     def batch(self, seq: int, *, bad: bool = False) -> Decoded:
         parts = [
@@ -113,8 +122,8 @@ class Plant:
 
     async def prepare(self) -> int:
         """Store what is there before; return the id of the dead letter."""
-        store = await self.store()
-        connection = await self.connection()
+        store = await self.store("eyes")
+        connection = await self.sessions.of("eyes")
         await commit(store, [self.batch(1), self.batch(2, bad=True), self.declared(1, 4, 5)])
         await advance(connection)
         good = ingest.frame(21, machine_id=self.machine, timestamp=datetime.now(UTC).isoformat())
@@ -124,23 +133,24 @@ class Plant:
         return letter
 
     async def second(self) -> None:
-        await commit(await self.store(), [self.batch(6), self.batch(8), self.batch(4), self.batch(3)])
+        await commit(await self.store("second"), [self.batch(6), self.batch(8), self.batch(4), self.batch(3)])
 
     async def lead(self) -> None:
-        await advance(await self.connection())
+        await advance(await self.sessions.of("lead"))
 
     async def declare(self) -> None:
-        await commit(await self.store(), [self.declared(3, 3, 8)])
+        await commit(await self.store("declare"), [self.declared(3, 3, 8)])
 
     async def replay(self, letter: int) -> None:
-        async for _ in dlq.replay(await self.connection(), [letter], ingest.settings_for(self.dsn)):
+        connection = await self.sessions.of("replay")
+        async for _ in dlq.replay(connection, [letter], ingest.settings_for(self.sessions.dsn)):
             continue
 
     async def judge(self) -> None:
         """Everything that was said is true at once."""
-        connection = await self.connection()
+        connection = await self.sessions.of("eyes")
         # All batches were delivered once more, as JetStream would after a death, and the leader has had its rounds.
-        await commit(await self.store(), [*self.in_hand(), self.batch(8), self.declared(3, 3, 8)])
+        await commit(await self.store("eyes"), [*self.in_hand(), self.batch(8), self.declared(3, 3, 8)])
         for _ in range(3):
             await advance(connection)
         lines = await connection.fetch(
@@ -171,7 +181,7 @@ class Plant:
 
 async def stopped_at(plant: Plant, at: int, letter: int, others: Sequence[str], *, dies: bool) -> bool:
     """Let the worker stand still (or die) before a statement while others run; False: it has fewer statements."""
-    gate = Gate(await plant.connection(), at, dies=dies)
+    gate = Gate(await plant.sessions.of("worker"), at, dies=dies)
     store = Store(gate, datetime.now(UTC))  # type: ignore[arg-type]  # all that a Store asks of a connection
 
     async def work() -> None:
@@ -213,19 +223,20 @@ async def test_delivery_b1_between_any_two_statements(
     postgres_dsn: str, database: asyncpg.Connection, others: list[str], dies: bool
 ) -> None:
     at = 0
-    while True:
-        plant = Plant(postgres_dsn, at)
-        try:
+    sessions = Sessions(postgres_dsn)
+    try:
+        while True:
+            plant = Plant(sessions, at)
             letter = await plant.prepare()
             reached = await stopped_at(plant, at, letter, others, dies=dies)
             if not reached:
                 break
             await plant.judge()
-        except Exception as error:
-            error.add_note(f"before statement {at}, others {others}, dies {dies}")
-            raise
-        finally:
-            plant.close()
-        at += 1
+            at += 1
+    except Exception as error:
+        error.add_note(f"before statement {at}, others {others}, dies {dies}")
+        raise
+    finally:
+        sessions.close()
     assert at >= STATEMENTS_MIN
     print(f"{at} places")
