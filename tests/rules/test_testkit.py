@@ -49,6 +49,19 @@ async def test_a_condition_that_fails_ends_the_wait_at_once() -> None:
         await until(died)
 
 
+def test_looks_that_take_long_are_fewer() -> None:
+    """Or looking at a table that grows would take the time in which it grows."""
+    looks = iter(range(6))
+
+    def look() -> bool:
+        time.sleep(0.02)
+        return next(looks) == 5
+
+    began_s = time.monotonic()
+    assert until_blocking(look, every_s=0.001)
+    assert time.monotonic() - began_s >= 5 * 0.02 / waiting.LOOKS_SHARE
+
+
 def test_a_wait_ends_before_the_test_is_ended(pytestconfig: pytest.Config) -> None:
     assert float(pytestconfig.getini("timeout")) / 2 > waiting.WAIT_S_MAX
 

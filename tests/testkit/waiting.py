@@ -14,6 +14,12 @@ WAIT_S_MAX: Final = 240.0
 """Bound of a wait for something that must come; below pytest's own limit for a test, which can't give a reason."""
 
 
+LOOKS_SHARE: Final = 0.2
+"""Part of a wait that its looks may take, or those at a table that grows keep what is awaited from getting done."""
+
+PAUSE_S_MAX: Final = 1.0
+
+
 class _Looks:
     """The looks at one condition, until its bound."""
 
@@ -22,6 +28,16 @@ class _Looks:
         self._timeout_s = timeout_s
         self._what = what
         self._end_s = time.monotonic() + timeout_s
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """A look begins."""
+        self._began_s = time.monotonic()
+
+    def pause_s(self, every_s: float) -> float:
+        """Return how long to wait until the next look: longer where a look takes long."""
+        took_s = time.monotonic() - self._began_s
+        return max(every_s, min(took_s / LOOKS_SHARE, PAUSE_S_MAX))
 
     def note(self, seen: object) -> None:
         """Take note of a look at which the condition did not hold.
@@ -61,13 +77,14 @@ async def until(
     """
     looks = _Looks(condition, timeout_s, what)
     while True:
+        looks.begin()
         seen = condition()
         if inspect.isawaitable(seen):
             seen = await seen
         if seen:
             return seen
         looks.note(seen)
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(looks.pause_s(every_s))
 
 
 def until_blocking(
@@ -79,7 +96,9 @@ def until_blocking(
 ) -> Any:
     """Wait as `until` does, outside an event loop."""
     looks = _Looks(condition, timeout_s, what)
-    while not (seen := condition()):
+    while True:
+        looks.begin()
+        if seen := condition():
+            return seen
         looks.note(seen)
-        time.sleep(every_s)
-    return seen
+        time.sleep(looks.pause_s(every_s))
