@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from cncmon_agent import forecast
+from cncmon_agent import forecast, storage, without_time
 from cncmon_agent.agent import Agent
 from cncmon_agent.buffer.disk import Disk, DiskCalls
 from cncmon_agent.buffer.recovery import Leftover
+from cncmon_agent.buffer.spool_settings import SpoolSettings
 from cncmon_agent.control import Decision
 from cncmon_agent.inspect import verify
 from cncmon_agent.inspect.folder import DataFolder as InspectedFolder
@@ -41,6 +43,19 @@ CAP = 16 * MIB
 
 def settings_for(folder: Path, **changes: Any) -> AgentSettings:
     return agents.settings_for(folder, **({"sync_interval_ms": 20, "spool_free_bytes_min": 0} | changes))
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of a quarter of the usual size: everything happens with a quarter of the data."""
+
+    usual = storage.spool_settings
+
+    def small(settings: AgentSettings, *, cold: bool = True) -> SpoolSettings:
+        return msgspec.structs.replace(usual(settings, cold=cold), segment_bytes=MIB)
+
+    for module in (storage, without_time, bulky):
+        monkeypatch.setattr(module, "spool_settings", small)
 
 
 @contextlib.asynccontextmanager
@@ -155,24 +170,25 @@ async def test_replay_rises_with_the_backlog_and_falls_while_the_database_is_awa
     await connection.close()
 
 
+@pytest.mark.usefixtures("small_segments")
 async def test_before_the_limit_segments_are_compressed_harder_and_arrive_byte_for_byte(
     own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forecast, "BUCKET_S", 0.5)
     own_nats.kill()
-    settings = settings_for(tmp_path, spool_bytes_max=32 * MIB, horizon_h=8760, cpu_share_budget=16)
+    settings = settings_for(tmp_path, spool_bytes_max=8 * MIB, horizon_h=8760, cpu_share_budget=16)
     samples = Samples()
     async with agents.running_agent(url_of(own_nats), settings) as agent:
         watch = Watch(agent)
-        given = await bulky.feed(agent, samples, MIB)
+        given = await bulky.feed(agent, samples, MIB // 4)
         await true(lambda: watch.decisions)
         assert not watch.decisions[0].to_cold
         assert watch.decisions[0].compression_level == 1
         while not watch.decisions[-1].to_cold:
-            given += await bulky.feed(agent, samples, MIB // 2)
+            given += await bulky.feed(agent, samples, MIB // 8)
             await asyncio.sleep(0.05)
         assert watch.fill[-1] < 0.8, "the forecast came before the limit"
-        given += await bulky.feed(agent, samples, 6 * MIB)
+        given += await bulky.feed(agent, samples, 3 * MIB // 2)
         spool = agent.storage.spool
         assert spool is not None
         hashes = {batch.identity.seq: batch.identity.sha256 for batch in agent.storage.buffer}
@@ -323,6 +339,7 @@ async def test_a_disk_that_others_fill_costs_the_oldest_and_the_books_balance(
             assert given - dropped == await database.fetchval("SELECT count(*) FROM sensor_data")
 
 
+@pytest.mark.usefixtures("small_segments")
 async def test_live_samples_go_first_and_machines_are_read_before_all_else(
     own_nats: Server, postgres_dsn: str, database: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +354,7 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
     )
     ours = ingest.settings_for(postgres_dsn)
     settings = settings_for(tmp_path, machines=(str(tmp_path / "machines.yaml"),))
-    filled = bulky.fill(settings, 9 * MIB)
+    filled = bulky.fill(settings, 9 * MIB // 4)
     assert filled.segments >= 3
     may_go_on = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -366,7 +383,7 @@ async def test_live_samples_go_first_and_machines_are_read_before_all_else(
                     query = "SELECT count(*) FROM sensor_data WHERE machine_id = 'backlog'"
                     return bool(await database.fetchval(query) == filled.samples)
 
-                await until(delivered)
+                await until(delivered, every_s=0.1)
         finally:
             may_go_on.set()
 

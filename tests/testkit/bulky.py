@@ -104,8 +104,14 @@ async def feed(agent: Agent, samples: Samples, size: int) -> int:
         agent.batcher.cut()
         batches += 1
         if not batches % BATCHES_UNSYNCED_MAX:
-            # An agent that has died is told of where it is awaited.
-            async with asyncio.timeout(WAIT_S_MAX):
-                await agent.storage.synced(agent.storage.buffer.range()[1] - 1)
+            await _all_synced(agent)
         await asyncio.sleep(0)
+    # Whoever feeds little, but often, must not get ahead of the disk either.
+    await _all_synced(agent)
     return samples.number - number
+
+
+async def _all_synced(agent: Agent) -> None:
+    # An agent that has died is told of where it is awaited.
+    async with asyncio.timeout(WAIT_S_MAX):
+        await agent.storage.synced(agent.storage.buffer.range()[1] - 1)
