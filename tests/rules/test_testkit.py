@@ -6,10 +6,14 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 
+from cncmon_ingest.migrate import migrate
 from testkit import check, durations, waiting
+from testkit.fixtures import Databases
 from testkit.order import shuffled
+from testkit.servers import Postgres
 from testkit.waiting import until, until_blocking
 from testkit.work import counting
 
@@ -185,3 +189,40 @@ def test_a_change_that_is_no_code_means_the_tests_of_its_service(monkeypatch: py
     taken, _ = check.chosen(["services/ingest/src/cncmon_ingest/migrations/0001_base.sql", "docs/delivery.md"])
     assert "services/ingest/tests/test_migrate.py" in taken
     assert "tests/rules/test_docs.py" in taken
+
+
+# --- databases that are lent again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "lent_again"),
+    [
+        ("INSERT INTO machines (machine_id, site, edge) VALUES ('m', 's', 'e')", True),
+        ("DROP SCHEMA public CASCADE; CREATE SCHEMA public", False),
+        ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", False),
+        ("ALTER TABLE machines ADD COLUMN own int", False),
+    ],
+    ids=["rows", "a schema made anew", "rights", "a column"],
+)
+async def test_a_database_is_lent_again_only_as_it_was_migrated(
+    postgres_server: Postgres, change: str, lent_again: bool
+) -> None:
+    databases = Databases(postgres_server)
+    lent = await databases.take()
+    connection = await asyncpg.connect(lent)
+    await connection.execute(change)
+    if "CREATE SCHEMA" in change:
+        await migrate(connection)
+    await connection.close()
+    await databases.give_back(lent)
+    next_one = await databases.take()
+    assert (next_one == lent) is lent_again
+    connection = await asyncpg.connect(next_one)
+    assert await connection.fetchval("SELECT count(*) FROM machines") == 0
+    assert await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_namespace, aclexplode(nspacl) WHERE nspname = 'public' AND grantee = 0)"
+    )
+    await connection.close()
+    admin = await asyncpg.connect(postgres_server.dsn)
+    await admin.execute(f"DROP DATABASE {next_one.rsplit('/', 1)[1]}")
+    await admin.close()

@@ -164,6 +164,7 @@ async def _fingerprint(connection: asyncpg.Connection) -> str:
              WHERE c.relnamespace = 'public'::regnamespace),
             (SELECT string_agg(relname || coalesce(relacl::text, ''), ',' ORDER BY relname)
              FROM pg_class WHERE relnamespace = 'public'::regnamespace AND NOT relispartition),
+            (SELECT nspowner::regrole || coalesce(nspacl::text, '') FROM pg_namespace WHERE nspname = 'public'),
             (SELECT string_agg(number || checksum, ',' ORDER BY number) FROM schema_migrations),
             (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
              WHERE d.datname = current_database()))
