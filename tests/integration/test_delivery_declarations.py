@@ -438,15 +438,37 @@ async def test_delivery_d4_a_closing_between_two_parts_bounds_the_rest(
 
 
 async def test_delivery_c2_a_replayed_message_of_many_declarations(
-    store: Store, database: asyncpg.Connection, parts: list[int]
+    store: Store, database: asyncpg.Connection, postgres_dsn: str, parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letter = torn(1, 1, gaps.AT_ONCE_MAX + 10)
     letter.bury("refused_by_database", "as a test")
     await store.write([letter])
-    (replayed,) = await replay_all(database, settings_for("unused"))
+    committed = []
+
+    async def look(number: int) -> None:
+        committed.append(await database.fetchval("SELECT count(*) FROM gaps"))
+
+    replaying = await asyncpg.connect(postgres_dsn)
+    with monkeypatch.context() as patch:
+        at_each_lock(patch, look)
+        (replayed,) = await replay_all(replaying, settings_for("unused"))
+    await replaying.close()
     assert (replayed.samples, replayed.error) == (gaps.AT_ONCE_MAX + 10, None)
     assert len(await gaps_of(database)) == gaps.AT_ONCE_MAX + 10
     assert max(parts) <= gaps.AT_ONCE_MAX
+    assert committed == [0, gaps.AT_ONCE_MAX], "one transaction held the watermarks for all of it"
+
+
+async def test_delivery_c2_a_letter_that_is_dead_still_declares_nothing(
+    store: Store, database: asyncpg.Connection
+) -> None:
+    declared = (gap_frame(3 * number - 2, 3 * number - 1, 2) for number in range(1, gaps.AT_ONCE_MAX + 11))
+    letter = declaration(1, *declared, b"no frame")
+    letter.bury("refused_by_database", "as a test")
+    await store.write([letter])
+    (replayed,) = await replay_all(database, settings_for("unused"))
+    assert (replayed.samples, replayed.error is None) == (0, False)
+    assert await gaps_of(database) == []
 
 
 async def test_delivery_b5_gaps_of_many_epochs_in_one_message(store: Store, database: asyncpg.Connection) -> None:

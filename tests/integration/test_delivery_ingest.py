@@ -558,6 +558,12 @@ async def test_delivery_c1_bad_identity_is_kept_and_blocks_nothing(
     assert await count(database) == 1
 
 
+async def are_waiting(database: asyncpg.Connection, number: int) -> bool:
+    """Whether so many sessions wait for a lock of another."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    return bool(await database.fetchval(waiting) == number)
+
+
 @on_both_servers
 async def test_delivery_c2_replay_stores_once_and_only_what_can_be_stored_now(
     nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection
@@ -571,10 +577,22 @@ async def test_delivery_c2_replay_stores_once_and_only_what_can_be_stored_now(
     assert await count(database) == 1
     listed = await dlq.list_(database)
     assert {row["reason"] for row in listed} == {"too_old", "malformed_json"}
-    second = await asyncpg.connect(postgres_dsn)
-    results = await asyncio.gather(replay_all(database, lenient), replay_all(second, lenient))
-    await second.close()
+    ids = [row["id"] for row in listed]
+
+    async def replay(connection: asyncpg.Connection) -> list[dlq.Replayed]:
+        return [one async for one in dlq.replay(connection, ids, lenient)]
+
+    first, second = [await asyncpg.connect(postgres_dsn) for _ in range(2)]
+    # Both have begun before either can end.
+    async with database.transaction():
+        await database.execute("SELECT FROM dead_letters FOR UPDATE")
+        replaying = asyncio.gather(replay(first), replay(second))
+        await until(lambda: are_waiting(database, 2))
+    results = await replaying
     assert sum(item.samples for result in results for item in result) == 1
+    assert {one.samples for one in await replay(first)} == {0}
+    await first.close()
+    await second.close()
     assert await count(database) == 2
     states = {row["reason"]: row["state"] for row in await dlq.list_(database, dlq.Which(state=None))}
     assert states == {"too_old": "replayed", "malformed_json": "dead"}

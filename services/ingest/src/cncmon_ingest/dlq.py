@@ -20,6 +20,7 @@ _COLUMNS = (
     "id, identity, frame, frames, reason, detail, subject, stream_seq, state, created, replayed, "
     "octet_length(payload) AS bytes"
 )
+_DEAD = "SELECT * FROM dead_letters WHERE id = $1 AND state = 'dead'"
 _CHOSEN = """
     (cardinality($1::bigint[]) = 0 OR id = ANY($1)) AND (cardinality($2::text[]) = 0 OR reason = ANY($2))
     AND ($3::text IS NULL OR (split_part(subject, '.', 2), split_part(subject, '.', 3)) = ($3, $4))
@@ -125,7 +126,7 @@ async def chosen(connection: asyncpg.Connection, which: Which) -> list[int]:
 async def replay(
     connection: asyncpg.Connection, ids: Sequence[int], settings: IngestSettings
 ) -> AsyncIterator[Replayed]:
-    """Store again what can be stored now, and yield what became of each. Each letter in a transaction of its own.
+    """Store again what can be stored now, and yield what became of each.
 
     A letter leaves state 'dead' in the very transaction that writes its rows, so two replays at once store it once.
     """
@@ -144,26 +145,25 @@ async def _replay_one(
     connection: asyncpg.Connection, id_: int, settings: IngestSettings, machines: Machines
 ) -> Replayed:
     try:
+        await _prepare(connection, id_, settings)
         async with connection.transaction():
             # Locked until the rows are committed: of two replays at once the other waits, and finds it replayed.
-            row = await connection.fetchrow(
-                "SELECT * FROM dead_letters WHERE id = $1 AND state = 'dead' FOR UPDATE", id_
-            )
+            row = await connection.fetchrow(f"{_DEAD} FOR UPDATE", id_)
             if row is None:
                 return Replayed(id_, 0, "not there, or not dead any more")
             numbers, message = _contents(row, settings)
             await machines.judge(connection, [message])
             still_dead = await _keep_left(connection, row, _left(row, numbers, message))
-            await Partitions().ensure(connection, message.days)
             await connection.copy_to_table(
                 rows.TABLE, source=rows.pieces(message.packed), columns=rows.COLUMNS, format="binary"
             )
             await dirty.mark(connection, [message])
             await events.insert_events(connection, [message])
-            if said := events.said_by(message):
+            said = events.said_by(message)
+            if said and not events.is_long(said):
                 await gaps.lock(connection)
-            while said:
-                said = await events.declare(connection, said)
+                while said:
+                    said = await events.declare(connection, said)
     except RejectedError as error:
         machines.forget()
         return Replayed(id_, 0, str(error))
@@ -173,6 +173,29 @@ async def _replay_one(
             raise
         return Replayed(id_, 0, f"{error.sqlstate} {error}")
     return Replayed(id_, len(message.packed) + len(message.events), still_dead)
+
+
+async def _prepare(connection: asyncpg.Connection, id_: int, settings: IngestSettings) -> None:
+    """Do what keeps ingest waiting in transactions of its own that are short: partitions, and many declarations.
+
+    Repeated, it changes nothing: whoever is stopped in between replays the letter once more.
+
+    Raises:
+        RejectedError: the letter can't be stored.
+    """
+    row = await connection.fetchrow(_DEAD, id_)
+    if row is None:
+        return
+    numbers, message = _contents(row, settings)
+    _left(row, numbers, message)
+    await Partitions().ensure(connection, message.days)
+    said = events.said_by(message)
+    if not events.is_long(said):
+        return
+    while said:
+        async with connection.transaction():
+            await gaps.lock(connection)
+            said = await events.declare(connection, said)
 
 
 async def _keep_left(connection: asyncpg.Connection, row: asyncpg.Record, left: list[DeadLetter]) -> str | None:
