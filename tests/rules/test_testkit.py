@@ -198,11 +198,17 @@ def test_a_change_that_is_no_code_means_the_tests_of_its_service(monkeypatch: py
     ("change", "lent_again"),
     [
         ("INSERT INTO machines (machine_id, site, edge) VALUES ('m', 's', 'e')", True),
+        ("SELECT ensure_partition('sensor_data', '2001-01-01')", True),
+        (
+            "DO $$ BEGIN EXECUTE format('DROP TABLE %s',"
+            " (SELECT min(oid::regclass::text) FROM pg_class WHERE relispartition AND relkind = 'r')); END $$",
+            False,
+        ),
         ("DROP SCHEMA public CASCADE; CREATE SCHEMA public", False),
         ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", False),
         ("ALTER TABLE machines ADD COLUMN own int", False),
     ],
-    ids=["rows", "a schema made anew", "rights", "a column"],
+    ids=["rows", "a partition", "no partition", "a schema made anew", "rights", "a column"],
 )
 async def test_a_database_is_lent_again_only_as_it_was_migrated(
     postgres_server: Postgres, change: str, lent_again: bool
@@ -219,6 +225,7 @@ async def test_a_database_is_lent_again_only_as_it_was_migrated(
     assert (next_one == lent) is lent_again
     connection = await asyncpg.connect(next_one)
     assert await connection.fetchval("SELECT count(*) FROM machines") == 0
+    assert await connection.fetchval("SELECT to_regclass('sensor_data_p20010101')") is None
     assert await connection.fetchval(
         "SELECT EXISTS (SELECT FROM pg_namespace, aclexplode(nspacl) WHERE nspname = 'public' AND grantee = 0)"
     )

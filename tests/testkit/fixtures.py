@@ -101,6 +101,7 @@ class Databases:
         self._server = server
         self._free: list[str] = []
         self._pristine = ""
+        self._partitions: frozenset[str] = frozenset()
 
     async def take(self) -> str:
         """Return the URL of an empty database with the current schema."""
@@ -114,18 +115,21 @@ class Databases:
         connection = await asyncpg.connect(dsn)
         await migrate(connection)
         self._pristine = await _fingerprint(connection)
+        self._partitions = await _partitions(connection)
         await connection.close()
         return dsn
 
     async def give_back(self, dsn: str) -> None:
         """Empty a database for the next test; drop it where the test changed its schema or settings."""
-        name = dsn.rsplit("/", 1)[1]
-        admin = await asyncpg.connect(self._server.dsn)
-        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         try:
             connection = await asyncpg.connect(dsn)
-            same = await _fingerprint(connection) == self._pristine
+            await connection.execute(_ALONE)
+            partitions = await _partitions(connection)
+            same = partitions >= self._partitions and await _fingerprint(connection) == self._pristine
             if same:
+                # First, since truncating them one by one would take as long as a database made anew.
+                if added := partitions - self._partitions:
+                    await connection.execute(f"DROP TABLE {', '.join(sorted(added))}")
                 await connection.execute(_EMPTY)
             await connection.close()
         except asyncpg.PostgresError:
@@ -133,10 +137,14 @@ class Databases:
         if same:
             self._free.append(dsn)
         else:
-            await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        await admin.close()
+            admin = await asyncpg.connect(self._server.dsn)
+            await admin.execute(f"DROP DATABASE IF EXISTS {dsn.rsplit('/', 1)[1]} WITH (FORCE)")
+            await admin.close()
 
 
+_ALONE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 _EMPTY = """
 TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events, edges, edge_epochs,
     dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals,
@@ -150,6 +158,14 @@ UPDATE storage SET dropped_to = '-infinity'
 """
 
 
+async def _partitions(connection: asyncpg.Connection) -> frozenset[str]:
+    query = """
+        SELECT oid::regclass::text AS name FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relispartition AND relkind = 'r'
+    """
+    return frozenset(row["name"] for row in await connection.fetch(query))
+
+
 async def _fingerprint(connection: asyncpg.Connection) -> str:
     """Return what tells whether a database's schema and settings are as migrated; chunks and partitions don't count."""
     found: str = await connection.fetchval(
@@ -158,8 +174,9 @@ async def _fingerprint(connection: asyncpg.Connection) -> str:
             (SELECT string_agg(attrelid::regclass || '.' || attname, ',' ORDER BY attrelid::regclass::text, attname)
              FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
              WHERE c.relnamespace = 'public'::regnamespace AND NOT c.relispartition),
-            (SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint
-             WHERE connamespace = 'public'::regnamespace AND conparentid = 0),
+            (SELECT string_agg(conname, ',' ORDER BY conname)
+             FROM pg_constraint LEFT JOIN pg_class c ON c.oid = conrelid
+             WHERE connamespace = 'public'::regnamespace AND c.relispartition IS NOT TRUE),
             (SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid
              WHERE c.relnamespace = 'public'::regnamespace),
             (SELECT string_agg(relname || coalesce(relacl::text, ''), ',' ORDER BY relname)
