@@ -548,8 +548,13 @@ async def test_delivery_c1_bad_identity_is_kept_and_blocks_nothing(
     js = nats_client.jetstream()
     await js.publish("CNC_DATA.hall.e1", b"xyz", headers={identity.EPOCH: "-5", identity.SEQ: "1", "X": "a\tb"})
     await publish_batch(nats_client, 1, [frame(1)])
+    acks = await Acks.of(nats_client)
     async with running_ingest(nats_url, settings):
         await until(lambda: drained(nats_client))
+    assert [acks.final(seq) for seq in (1, 2)] == [["+TERM"], ["+ACK"]]
+    delivered = (await js.consumer_info(names.STREAM, names.DURABLE)).delivered
+    assert delivered is not None
+    assert delivered.consumer_seq == 2, "a message came a second time"
     letter = await database.fetchrow("SELECT * FROM dead_letters")
     assert letter is not None
     assert (letter["reason"], letter["frame"], letter["payload"]) == ("bad_identity", -1, b"xyz")
