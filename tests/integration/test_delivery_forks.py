@@ -73,14 +73,15 @@ async def test_delivery_b2_other_content_is_a_conflict_after_pruning_too(
     assert await database.fetchval("SELECT data->>'epoch' FROM events WHERE type = 'epoch_forked'") == str(EPOCH)
 
 
+@pytest.mark.parametrize("twin_first", [True, False])
 async def test_delivery_b2_the_one_that_is_stored_is_no_conflict_in_hand(
-    postgres_dsn: str, database: asyncpg.Connection
+    postgres_dsn: str, database: asyncpg.Connection, twin_first: bool
 ) -> None:
     """Replayed from the dead letters it would be stored twice."""
     store = Store(await connect(postgres_dsn), datetime.now(UTC))
     stored, twin = [frame(1)], [frame(2)]
     await store.write([message(2, stored)])
-    outcome = await store.write([message(2, twin), message(2, stored)])
+    outcome = await store.write([message(2, content) for content in ((twin, stored) if twin_first else (stored, twin))])
     assert [item.sha256 for item in outcome.conflicts] == [message(2, twin).sha256]
     assert await database.fetchval("SELECT payload FROM dead_letters") == join(twin)
     assert await letters(database) == [f"{EPOCH}:2"]
