@@ -14,6 +14,7 @@ from testkit import check, durations, waiting
 from testkit.fixtures import Databases
 from testkit.order import shuffled
 from testkit.servers import Postgres
+from testkit.virtual_time import VirtualLoop
 from testkit.waiting import until, until_blocking
 from testkit.work import counting
 
@@ -112,7 +113,8 @@ async def test_what_was_sent_is_there_before_time_passes() -> None:
     server.close()
 
 
-async def test_the_real_clock_is_back_afterwards() -> None:
+def test_the_real_clock_is_back_afterwards() -> None:
+    VirtualLoop().close()
     assert time.monotonic.__module__ == "time"
     assert time.sleep.__module__ == "time"
 
