@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,10 +18,12 @@ from cncmon_core.watermark import Watermark, decode_watermark, encode_watermark
 from cncmon_ingest import metrics
 from cncmon_ingest.adoption import adopt, adoption
 from cncmon_ingest.database_identity import DatabaseIdentity, behind
+from cncmon_ingest.decode import Decoded
 from cncmon_ingest.errors import ForeignError
 from cncmon_ingest.generation import Generation
 from cncmon_ingest.identity_watch import IdentityWatch
 from cncmon_ingest.reconcile import reconcile
+from cncmon_ingest.worker import Worker
 from testkit.ingest import (
     EPOCH,
     drained,
@@ -248,6 +251,38 @@ async def test_delivery_d3_nothing_is_acknowledged_for_a_past_life(
             await until(lambda: drained(nats_client))
     assert await database.fetchval("SELECT count(*) FROM sensor_data") == 40
     assert await adoption(database) == (None, None)
+
+
+async def test_delivery_d3_a_generation_that_begins_after_the_commit_is_seen_before_the_acknowledgement(
+    nats_client: Client, nats_url: str, postgres_dsn: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the transaction itself compares was true then: the backup may have been restored since."""
+    settings = settings_for(postgres_dsn, **SETTINGS)
+    await prepare(nats_client, settings)
+    js = nats_client.jetstream()
+    bucket = await js.key_value(names.KV_WATERMARK)
+    commit = Worker._commit
+
+    async def commit_before(self: Worker, decoded: Sequence[Decoded]) -> None:
+        await commit(self, decoded)
+        await bucket.put(names.KV_DATABASE_KEY, json.dumps(life(generation=2)).encode())
+        watch = self._watch
+        assert watch is not None
+        await until(lambda: watch.mirror and watch.mirror.generation == 2)
+
+    monkeypatch.setattr(Worker, "_commit", commit_before)
+    holds = metrics.HOLDS._value.get()
+    async with running_ingest(nats_url, settings, leader=False):
+        await publish(nats_client, range(1, 3))
+
+        async def held_or_acknowledged() -> bool:
+            return metrics.HOLDS._value.get() > holds or await drained(nats_client)
+
+        await until(held_or_acknowledged)
+        assert await is_at(postgres_dsn, samples=20)
+        info = await js.consumer_info(names.STREAM, names.DURABLE)
+    assert info.ack_floor is not None
+    assert info.ack_floor.stream_seq == 0, "acknowledged for a past life"
 
 
 async def is_refused(database: asyncpg.Connection) -> bool:

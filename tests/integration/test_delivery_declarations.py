@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from cncmon_core.events import Event, encode_event
+from cncmon_core.names import Origin
 from cncmon_ingest import advance as advancing
 from cncmon_ingest import gaps, ledger
 from cncmon_ingest.abandoned import abandon, enter_freed
@@ -508,6 +509,18 @@ async def test_delivery_b5_the_watermark_waits_for_who_takes_a_batch_out_of_a_ga
     assert [tuple(row) for row in rows] == [(2, 2, "passed"), (4, 5, "passed")]
     for connection in (worker, leader):
         await connection.close()
+
+
+async def test_delivery_d1_what_comes_back_under_the_watermark_takes_it_over_no_hole(
+    store: Store, database: asyncpg.Connection
+) -> None:
+    await store.write([batch(1), batch(6)])
+    await store.write([declaration(1, gap_frame(2, 5, 4))])
+    while await advance(database):
+        continue
+    await store.write([batch(3), batch(9)])
+    assert await advance(database) == {Origin("hall", "e1")}
+    assert (await watermark_of(database), await ledger_of(database)) == (6, [9])
 
 
 async def test_delivery_b5_samples_are_committed_before_anybody_is_kept_waiting(
