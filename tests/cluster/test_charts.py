@@ -245,6 +245,19 @@ def test_nats_server_takes_its_configuration(replicas: int, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+def test_the_api_may_be_called_by_the_names_that_lead_to_it() -> None:
+    api = {
+        "ingress": {"enabled": True, "host": "wall.example"},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "hostnames": ["*.hall.example", "wall.example"]},
+        "settings": {"hosts": ["cnc.plant.example"], "tick_ms": 900},
+    }
+    for values, hosts in (({"queryApi": api}, "wall.example,*.hall.example,cnc.plant.example"), ({}, "")):
+        objects = manifests(MONITOR, values)
+        variables = environment(find(objects, "Deployment", "-api")["spec"]["template"]["spec"])
+        assert variables["CNCMON_API_HOSTS"] == hosts
+        assert variables.get("CNCMON_API_TICK_MS") == ("900" if values else None)
+
+
 def test_notes_say_the_next_command() -> None:
     for chart, values, command in (
         (MONITOR, {}, "kubectl -n cnc port-forward service/plant-cnc-monitor-api 8080:8080"),

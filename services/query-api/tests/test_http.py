@@ -36,6 +36,82 @@ async def test_errors_are_problems(api, method, path, status):
         assert "GET" in answer.headers["allow"]
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/openapi.json", "/api/v1/machines", "/api/v1/live"])
+async def test_head_is_get_without_its_bytes(api, path):
+    answer = await api.http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    if path not in ("/api/v1/live", "/metrics", "/healthz"):
+        whole = await api.get(path)
+        assert answer.headers["content-type"] == whole.headers["content-type"]
+    assert (await api.json("/api/v1/status"))["live_clients"] == 0
+
+
+async def test_head_of_what_is_not_there(api):
+    for path, status in {"/api/v1/nothing": 404, "/api/v1/machines/nobody/samples": 404, "/nothing.js": 404}.items():
+        answer = await api.http.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+
+
+@pytest.mark.parametrize("path", ["/", "/readyz", "/openapi.json", "/api/v1/machines", "/api/v1/machines/m1/samples"])
+async def test_options_name_what_is_possible(api, path):
+    answer = await api.http.options(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("machines?form=2026-11-24T10:00:00Z", "'form' is no parameter: allowed are after, limit."),
+        ("edges?site=hall", "'site' is no parameter: there are none at this path."),
+        ("machines/m1/samples?to=", "to='' is no time: write RFC 3339"),
+        ("machines/m1/states?from=", "from='' is no time: write RFC 3339"),
+        (
+            "machines/m1/series?fields=temperature&field=",
+            "'field' is no parameter: allowed are fields, from, points, to.",
+        ),
+        ("machines/m1/series?to=2026-11-24T10:00:00Z&to=2026-11-25T10:00:00Z", "to is there 2 times: once is enough."),
+        ("machines/m1/samples?cursor=", "cursor"),
+        ("live?machines=", "machines is empty: name some"),
+    ],
+)
+async def test_a_query_that_is_misspelt_is_no_query_for_all(api, query, said):
+    answer = await api.http.get(f"/api/v1/{query}")
+    assert answer.status_code == 400
+    assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8480", 200),
+        ("[::1]:8480", 200),
+        ("[fe80::1]", 200),
+        ("192.168.4.7", 200),
+        ("localhost:8480", 200),
+        ("plant-pc", 200),
+        ("Plant-PC.local:8480", 200),
+        ("plant-cnc-monitor-api.cnc.svc:8080", 200),
+        ("wall.plant.example", 200),
+        ("WALL.plant.example.:443", 200),
+        ("a.hall.example", 200),
+        ("hall.example", 421),
+        ("plant.example", 421),
+        ("evil.example:8480", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("evil.example]:80", 421),
+    ],
+)
+async def test_a_name_that_anybody_could_have_is_no_name_of_ours(start_api, host, status):
+    api = await start_api(hosts=("wall.plant.example", "*.Hall.example"))
+    for path in ("/", "/api/v1/machines"):
+        answer = await api.http.get(path, headers={"Host": host})
+        assert answer.status_code == status
+    if status == 421:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "CNCMON_API_HOSTS" in answer.json()["detail"]
+
+
 async def test_an_internal_error_tells_nothing(start_api, monkeypatch):
     api = await start_api(idle_tick_ms=60_000)
 

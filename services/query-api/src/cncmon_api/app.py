@@ -6,7 +6,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from cncmon_api import __version__, openapi, page, problems, routes
 from cncmon_api.database import Database
+from cncmon_api.hosts import KnownHosts
 from cncmon_api.live import Hub
+from cncmon_api.methods import Head
 from cncmon_api.middleware import BoundedWork, Measured, SecurityHeaders
 from cncmon_api.poller import Poller
 from cncmon_api.settings import ApiSettings
@@ -64,9 +66,11 @@ def build(settings: ApiSettings, health: Health, database: Database, hub: Hub, p
     for router in (routes.router, _probes, page.router):
         app.include_router(router)
     # The last one added sees a request first.
+    app.add_middleware(Head)
     app.add_middleware(BoundedWork, requests_max=settings.concurrent_requests_max)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET"])
+    app.add_middleware(KnownHosts, names=settings.hosts)
     app.add_middleware(Measured)
     app.add_middleware(SecurityHeaders)
     return app

@@ -1,7 +1,11 @@
 """Reading what a caller wrote: times, field lists, names. Everything that can't be used is refused with what can."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Final
+
+from fastapi import Request
+from fastapi.routing import APIRoute
 
 from cncmon_api.errors import BadRequestError, NotFoundError
 from cncmon_api.rows import NUMERIC
@@ -39,6 +43,22 @@ def time_of(name: str, text: str) -> datetime:
     if YEAR_MIN - 1 <= moment.year <= YEAR_MAX and YEAR_MIN <= (moment := moment.astimezone(UTC)).year < YEAR_MAX:
         return moment
     raise BadRequestError(f"{name}={text[:64]!r} is out of range: {allowed}.")
+
+
+async def check_names(request: Request) -> None:
+    """Refuse a query with a parameter that the route does not have, or has twice: a misspelt one asks for all.
+
+    Raises:
+        BadRequestError: names the parameter, and those that there are.
+    """
+    route: APIRoute = request.scope["route"]
+    allowed = sorted(field.alias for field in route.dependant.query_params)
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in allowed:
+            there = f"allowed are {', '.join(allowed)}" if allowed else "there are none at this path"
+            raise BadRequestError(f"{name[:64]!r} is no parameter: {there}.")
+        if times > 1:
+            raise BadRequestError(f"{name} is there {times} times: once is enough.")
 
 
 def check_order(begin: datetime, end: datetime) -> None:

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from cncmon_api import methods
 from cncmon_api.errors import ApiError, UnavailableError
 from cncmon_api.models import Problem, encode
 
@@ -46,9 +47,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         status = HTTPStatus(error.status_code)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
+            return methods.options_of(request, (error.headers or {}).get("Allow", ""))
         details = {
             404: "There is nothing at this path; /openapi.json lists what there is.",
-            405: f"{request.method} is not possible here; this API only answers GET.",
+            405: f"{request.method} is not possible here; this API only answers GET, HEAD and OPTIONS.",
         }
         detail = details.get(status, status.description or status.phrase)
         return response(status, status.phrase, detail, request.url.path, dict(error.headers or {}))

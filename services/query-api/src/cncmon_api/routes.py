@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from cncmon_api import __version__, edges, intervals, params, samples, series
 from cncmon_api.database import Database
@@ -28,7 +28,11 @@ RANGE_DEFAULT: Final = timedelta(minutes=10)
 CLOSED_AFTER: Final = timedelta(minutes=1)
 """A range that ended longer ago rarely changes: its pages get an entity tag. Late rows change bytes and tag."""
 
-router = APIRouter(prefix="/api/v1", default_response_class=Response)
+router = APIRouter(
+    prefix="/api/v1",
+    default_response_class=Response,
+    dependencies=[Depends(params.check_names)],
+)
 
 MachineId = Annotated[str, Path(description="Id as in GET /api/v1/machines.")]
 _TIME: Final[dict[str, Any]] = {"json_schema_extra": {"format": "date-time"}}
@@ -91,7 +95,7 @@ async def machine_samples(
     """Return one page of samples in [from, to). Walk on with `cursor` until `next_cursor` is null."""
     database: Database = request.app.state.database
     params.check_machine_id(machine_id)
-    place = samples.decode_cursor(cursor) if cursor else None
+    place = None if cursor is None else samples.decode_cursor(cursor)
     now = datetime.now(UTC)
     since, until = (now, samples.end_of(place)) if place else _range(begin, to, now)
     page = await samples.read_page(database, machine_id, since, until, limit, place)
@@ -186,6 +190,8 @@ async def live(
     """Open a live stream. Late rows (older than the newest that was sent) are not in it; they are in the samples."""
     hub: Hub = request.app.state.hub
     names = params.names_of(machines or "")
+    if machines is not None and not names:
+        raise BadRequestError("machines is empty: name some, comma-separated, or leave it out for all.")
     if every == "all" and not 0 < len(names) <= params.LIVE_ALL_MACHINES_MAX:
         raise BadRequestError(f"every=all needs machines=…: 1 to {params.LIVE_ALL_MACHINES_MAX} ids, comma-separated.")
     if len(names) > params.LIVE_MACHINES_MAX:
@@ -218,8 +224,8 @@ async def status(request: Request) -> Response:
 
 
 def _range(begin: str | None, end: str | None, now: datetime) -> tuple[datetime, datetime]:
-    until = params.time_of("to", end) if end else now
-    since = params.time_of("from", begin) if begin else until - RANGE_DEFAULT
+    until = now if end is None else params.time_of("to", end)
+    since = until - RANGE_DEFAULT if begin is None else params.time_of("from", begin)
     params.check_order(since, until)
     return since, until
 

@@ -54,6 +54,14 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     header_timeout_ms: Annotated[
         int, Meta(ge=100, description="A client that has not sent its whole request by then is cut off.")
     ] = 10_000
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names that requests may call this service by, e.g. cnc.example, *.plant.example; none. "
+            "Addresses, names without a dot and those under .local, .lan, .internal, .home.arpa and .svc are always "
+            "allowed."
+        ),
+    ] = ()
     cors_origins: Annotated[
         tuple[str, ...], Meta(description="Origins whose pages may read the API, e.g. https://wall.example; none.")
     ] = ()

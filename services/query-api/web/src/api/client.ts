@@ -9,7 +9,7 @@ export type ErrorKind = "unreachable" | "unavailable" | "not-found" | "refused";
 export class ApiError extends Error {
   constructor(
     readonly kind: ErrorKind,
-    /** The problem's own words (RFC 9457 title and detail), empty when there were none. */
+    /** The problem's own words (RFC 9457): its detail, a whole sentence, or else its title; empty when there were none. */
     readonly detail: string,
     readonly status: number | null,
     options?: ErrorOptions,
@@ -28,7 +28,7 @@ async function problemOf(response: Response): Promise<ApiError> {
   let detail = "";
   try {
     const problem = (await response.json()) as { title?: string; detail?: string };
-    detail = [problem.title, problem.detail].filter(Boolean).join(": ");
+    detail = problem.detail || problem.title || "";
   } catch {
     detail = response.statusText; // a proxy's HTML page, not problem+json
   }
