@@ -18,6 +18,7 @@ def sample(at_s: float) -> Sample:
             "machine_id": "m",
             "timestamp": timestamp,
             "machine_state": "running",
+            "state": "running",
         },
         Sample,
     )

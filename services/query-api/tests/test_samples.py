@@ -118,9 +118,12 @@ async def test_twelve_fields_always_and_the_optional_ones_when_not_null(api, sto
     )
     answer = await api.get("/api/v1/machines/m1/samples", **{"from": T0.isoformat()})
     empty, whole = msgspec.json.decode(answer.content)["samples"]
-    assert empty == {"machine_id": "m1", "timestamp": "2026-11-24T10:00:00Z"} | dict.fromkeys(list(full)[:10])
+    assert empty == {"machine_id": "m1", "timestamp": "2026-11-24T10:00:00Z", "state": "offline"} | dict.fromkeys(
+        list(full)[:10]
+    )
     assert whole == {
-        "machine_id": "m1", "timestamp": "2026-11-24T10:00:00.123456Z", **full, "extras": {"door_open": True},
+        "machine_id": "m1", "timestamp": "2026-11-24T10:00:00.123456Z", **full, "state": "running",
+        "extras": {"door_open": True},
     }  # fmt: skip
 
 

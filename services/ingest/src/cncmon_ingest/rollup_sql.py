@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from cncmon_core.states import MEASURED_SQL
+
 FLOATS: Final = (
     *("temperature", "spindle_speed", "x_pos_mm", "y_pos_mm", "z_pos_mm", "feed_rate_actual"),
     *("spindle_load_percent", "total_power_kw", "anomaly_score"),
@@ -139,7 +141,6 @@ FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS
 """
 """The last sample before each range, and the three next behind it: as far as a change of the range can be felt."""
 
-_MEASURED: Final = f"num_nonnulls({', '.join(FLOATS[:-1])}) > 0"
 _TURNS: Final = "coalesce(spindle_speed <> 0, false) OR coalesce(feed_rate_actual <> 0, false)"
 _ALARM: Final = "coalesce(extras ->> 'alarm_code', extras ->> 'alarm')"
 
@@ -165,7 +166,7 @@ WITH spans AS MATERIALIZED (
         FROM (
             SELECT time, machine_state COLLATE "C", program COLLATE "C", {_ALARM} COLLATE "C" AS alarm,
                    CASE WHEN machine_state IS NULL THEN {_TURNS} END AS turns,
-                   CASE WHEN machine_state IS NULL THEN {_MEASURED} END AS measured
+                   CASE WHEN machine_state IS NULL THEN {MEASURED_SQL} END AS measured
             FROM sensor_data
             WHERE machine_id = w.machine_id AND time >= w.begins AND time < coalesce(w.ends, 'infinity') OFFSET 0
         ) AS samples
@@ -181,7 +182,7 @@ WITH spans AS MATERIALIZED (
         SELECT DISTINCT ON (time) time AS begins, time AS last, was, CASE WHEN was <> 'offline' THEN program END,
                CASE WHEN was <> 'offline' THEN told END
         FROM (
-            SELECT *, sample_state(machine_state, told, spindle_speed, feed_rate_actual, {_MEASURED}) AS was
+            SELECT *, sample_state(machine_state, told, spindle_speed, feed_rate_actual, {MEASURED_SQL}) AS was
             FROM (
                 SELECT *, sample_alarm(extras) AS told FROM sensor_data
                 WHERE machine_id = spans.machine_id AND time >= spans.first AND time <= spans.last OFFSET 0

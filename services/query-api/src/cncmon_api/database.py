@@ -28,6 +28,7 @@ _UNUSABLE: Final[dict[type[Exception], str]] = {
     asyncpg.InvalidAuthorizationSpecificationError: "it refuses our user or password: check CNCMON_API_DATABASE_DSN",
     asyncpg.InvalidCatalogNameError: "the database named in CNCMON_API_DATABASE_DSN does not exist",
     asyncpg.UndefinedTableError: "its tables are not there yet: run `cncmon-ingest bootstrap`",
+    asyncpg.UndefinedFunctionError: "its tables are of another version: run `cncmon-ingest bootstrap`",
     asyncpg.UndefinedColumnError: "its tables are of another version: run `cncmon-ingest bootstrap`",
     asyncpg.InsufficientPrivilegeError: "our user may not read its tables: grant SELECT",
     asyncpg.exceptions.InsufficientResourcesError: "it is out of connections, memory or disk",

@@ -65,11 +65,11 @@ class Fleet:
         elif cut:
             # The state may have changed, and changed back, in what was left out.
             machine.since_open = True
-            if samples[0].machine_state != machine.last.machine_state:
+            if samples[0].state != machine.last.state:
                 machine.since = None
             machine.last = samples[0]
         for sample in samples:
-            if machine.last is not None and sample.machine_state != machine.last.machine_state:
+            if machine.last is not None and sample.state != machine.last.state:
                 machine.since, machine.since_open = sample.timestamp, False
             machine.follow(sample)
 
@@ -91,7 +91,7 @@ class Fleet:
         last = machine.last
         if last is None:
             return machine.id, machine.site, machine.edge, OFFLINE, None, True
-        state, since = last.machine_state, machine.since
+        state, since = last.state, machine.since
         stale = now - last.timestamp > machine.stale_after(self._stale_after)
         if stale and state != OFFLINE:
             state, since = "offline", last.timestamp

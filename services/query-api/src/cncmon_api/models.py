@@ -14,7 +14,7 @@ Extra = str | float | bool | None
 
 
 class Sample(Struct, gc=False):
-    """What a machine did at one moment. The first twelve fields are always there, null meaning not available."""
+    """What a machine did at one moment. The first twelve fields and `state` are always there, null: not available."""
 
     machine_id: str
     timestamp: Annotated[datetime, Meta(tz=True, description="When the controller answered, by the edge's clock.")]
@@ -28,6 +28,13 @@ class Sample(Struct, gc=False):
     machine_state: State
     active_program_line: int | None
     total_power_kw: Annotated[float | None, Meta(description="kW")]
+    state: Annotated[
+        MachineState | None,
+        Meta(
+            description="What the machine was doing, by the rule of all states: an alarm code in `extras` counts, and "
+            "movement where there is no `machine_state`. null: a word that the data model doesn't know."
+        ),
+    ]
     mode: str | UnsetType = UNSET
     program: str | UnsetType = UNSET
     part_count: int | UnsetType = UNSET

@@ -19,8 +19,9 @@ from cncmon_api.errors import DatabaseDownError, UnavailableError
 from cncmon_api.fleet import Fleet, Known
 from cncmon_api.live import Hub
 from cncmon_api.models import Sample
-from cncmon_api.rows import COLUMNS, sample_of
+from cncmon_api.rows import SELECTED, sample_of
 from cncmon_api.settings import ApiSettings
+from cncmon_core.states import STATE_SQL
 
 ROWS_MAX: Final = 50
 """New samples of one machine read in one tick: 100 Hz at the default tick."""
@@ -39,20 +40,20 @@ _MACHINES_SQL: Final = "SELECT machine_id, site, edge FROM machines ORDER BY mac
 _MACHINES_NUMBER_SQL: Final = "SELECT count(*) AS number FROM machines"
 
 _NEW_SQL: Final = f"""
-SELECT {", ".join(f"new.{name}" for name in COLUMNS)}
+SELECT new.*
 FROM unnest($1::text[], $2::timestamptz[], $3::int[]) AS known(machine_id, since, rows_max)
 CROSS JOIN LATERAL (
-    SELECT {", ".join(COLUMNS)}
+    SELECT {SELECTED}
     FROM sensor_data
     WHERE machine_id = known.machine_id AND time > known.since
     ORDER BY time DESC
     LIMIT known.rows_max
 ) AS new
-"""  # noqa: S608 only names from COLUMNS
+"""  # noqa: S608 only constants
 
 # The newest sample of another state within the look-back, and the first sample after it. Without one: the very first
 # sample there is, if that lies within the look-back; else nothing.
-_SINCE_SQL: Final = """
+_SINCE_SQL: Final = f"""
 SELECT known.machine_id,
     CASE WHEN other.time IS NOT NULL OR NOT EXISTS (
         SELECT FROM sensor_data WHERE machine_id = known.machine_id AND time < known.at - $4::interval
@@ -66,10 +67,10 @@ FROM unnest($1::text[], $2::timestamptz[], $3::text[]) AS known(machine_id, at, 
 LEFT JOIN LATERAL (
     SELECT time FROM sensor_data
     WHERE machine_id = known.machine_id AND time < known.at AND time >= known.at - $4::interval
-        AND machine_state IS DISTINCT FROM known.state
+        AND {STATE_SQL} IS DISTINCT FROM known.state
     ORDER BY time DESC LIMIT 1
 ) AS other ON true
-"""
+"""  # noqa: S608 only constants
 
 
 class Poller:
@@ -164,7 +165,7 @@ class Poller:
     async def _search_beginnings(self) -> None:
         deadline_s = time.monotonic() + LOOKBACK_BUDGET_S
         for batch in self._open_batches():
-            known = [(m.id, m.last.timestamp, m.last.machine_state) for m in batch if m.last is not None]
+            known = [(m.id, m.last.timestamp, m.last.state) for m in batch if m.last is not None]
             ids, at, states = zip(*known, strict=True)
             lookback = timedelta(milliseconds=self._settings.lookback_ms)
             rows = await self._database.fetch(_SINCE_SQL, ids, at, states, lookback)

@@ -7,6 +7,7 @@ from msgspec import UNSET, Raw
 
 from cncmon_api.models import Sample
 from cncmon_core.sample import STATES
+from cncmon_core.states import STATE_SQL
 
 COLUMNS: Final = (
     "machine_id",
@@ -28,14 +29,18 @@ COLUMNS: Final = (
     "anomaly_score",
     "extras",
 )
-"""In the order of `Sample`'s fields."""
+"""In the order of `Sample`'s fields, less `state`."""
+
+SELECTED: Final = ", ".join((*COLUMNS[:12], f"{STATE_SQL} AS state", *COLUMNS[12:]))
+"""What of a row of `sensor_data` a `Sample` is made of, in the order of its fields."""
 
 NUMERIC: Final = frozenset(COLUMNS) - {"machine_id", "time", "machine_state", "mode", "program", "extras"}
 """What a series can be made of. The only names that ever become part of an SQL text."""
 
-_STATE: Final = COLUMNS.index("machine_state")
-_OPTIONAL: Final = range(COLUMNS.index("mode"), len(COLUMNS))
-_EXTRAS: Final = COLUMNS.index("extras")
+_FIELDS: Final = Sample.__struct_fields__
+_STATES: Final = (_FIELDS.index("machine_state"), _FIELDS.index("state"))
+_OPTIONAL: Final = range(_FIELDS.index("mode"), len(_FIELDS))
+_EXTRAS: Final = _FIELDS.index("extras")
 
 
 def known_state(word: str | None) -> Any:
@@ -44,9 +49,10 @@ def known_state(word: str | None) -> Any:
 
 
 def sample_of(row: Iterable[Any]) -> Sample:
-    """Return the sample of a row with `COLUMNS`. The JSON of `extras` is passed on as PostgreSQL wrote it."""
+    """Return the sample of a row of `SELECTED`. The JSON of `extras` is passed on as PostgreSQL wrote it."""
     values = list(row)
-    values[_STATE] = known_state(values[_STATE])
+    for index in _STATES:
+        values[index] = known_state(values[index])
     for index in _OPTIONAL:
         if values[index] is None:
             values[index] = UNSET

@@ -18,7 +18,7 @@ from cncmon_api.database import Database
 from cncmon_api.errors import BadRequestError
 from cncmon_api.models import SamplePage
 from cncmon_api.params import EPOCH, YEAR_MAX
-from cncmon_api.rows import COLUMNS, sample_of
+from cncmon_api.rows import COLUMNS, SELECTED, sample_of
 
 LIMIT_MAX: Final = 10_000
 LIMIT_DEFAULT: Final = 1_000
@@ -30,12 +30,12 @@ _TIEBREAK: Final = ", ".join(f'{name} COLLATE "C"' if name in _TEXTS else name f
 
 # The index gives rows by time; PostgreSQL's incremental sort then compares the other columns only within one time.
 _SQL: Final = f"""
-SELECT {", ".join(COLUMNS)}
+SELECT {SELECTED}
 FROM sensor_data
 WHERE machine_id = $1 AND time >= $2 AND time < $3
 ORDER BY time, {_TIEBREAK}
 LIMIT $4 OFFSET $5
-"""  # noqa: S608 only names from COLUMNS
+"""  # noqa: S608 only constants
 
 _Micros = Annotated[int, Meta(ge=0, le=int((YEAR_MAX - 1970) * 366 * 86_400e6))]
 

@@ -8,6 +8,7 @@ from cncmon_api.database import Database
 from cncmon_api.models import Band, Series
 from cncmon_api.params import EPOCH
 from cncmon_api.rows import NUMERIC, known_state
+from cncmon_core.states import STATE_SQL
 
 POINTS_MAX: Final = 2_000
 POINTS_DEFAULT: Final = 300
@@ -56,11 +57,11 @@ FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS bucket(begi
 LEFT JOIN LATERAL ({state}) AS last ON true
 ORDER BY bucket.number
 """
-_OF_SAMPLE: Final = """
-    SELECT machine_state AS state FROM sensor_data
+_OF_SAMPLE: Final = f"""
+    SELECT {STATE_SQL} AS state FROM sensor_data
     WHERE machine_id = $1 AND time >= bucket.begins AND time < bucket.ends
     ORDER BY time DESC LIMIT 1
-"""
+"""  # noqa: S608 only constants
 _OF_INTERVAL: Final = """
     SELECT CASE WHEN to_time > bucket.begins THEN state END AS state FROM state_intervals
     WHERE machine_id = $1 AND from_time < bucket.ends

@@ -18,6 +18,8 @@ export interface Sample {
   machine_state: string | null;
   active_program_line: number | null;
   total_power_kw: number | null;
+  /** By the rule of all states; `machine_state` is the controller's own word. */
+  state: StateWord | null;
   mode?: string;
   program?: string;
   part_count?: number;

@@ -11,7 +11,7 @@ import { PointRing } from "../live/ring";
 function seriesAt(seconds: number[], state = (_second: number) => "running"): BucketSeries {
   const series = new BucketSeries(["temperature"], 1000, 1000);
   for (const second of seconds) {
-    const sample = sampleOf("a", second * 1000, { temperature: second, machine_state: state(second) });
+    const sample = sampleOf("a", second * 1000, { temperature: second, state: state(second) });
     series.add(second * 1000, sample);
   }
   return series;

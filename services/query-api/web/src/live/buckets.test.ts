@@ -6,7 +6,7 @@ import { sampleOf } from "./testing";
 const FIELD = "temperature";
 const make = (capacity = 5) => new BucketSeries([FIELD], 1000, capacity);
 const add = (series: BucketSeries, timeMs: number, temperature: number | null, state = "running") =>
-  series.add(timeMs, sampleOf("a", timeMs, { temperature, machine_state: state }));
+  series.add(timeMs, sampleOf("a", timeMs, { temperature, state }));
 
 const loaded: Series = {
   from: new Date(0).toISOString(),

@@ -64,7 +64,7 @@ export class BucketSeries {
     if (timeMs < this.loadedUntilMs) return;
     const index = this.indexOf(timeMs);
     if (index < 0) return;
-    this.states[index] = sample.machine_state ?? "unknown";
+    this.states[index] = sample.state ?? "unknown";
     for (const field of this.fields) {
       const value = sample[field as keyof Sample];
       if (typeof value === "number") this.put(field, index, value);

@@ -15,6 +15,7 @@ export function sampleOf(machine: string, timeMs: number, values: Partial<Sample
     machine_state: "running",
     active_program_line: null,
     total_power_kw: null,
+    state: "running",
     ...values,
   };
 }
