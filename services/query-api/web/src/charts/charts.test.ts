@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import type { StateWord } from "../api/types";
 import { BucketSeries } from "../live/buckets";
 import { sampleOf } from "../live/testing";
 import { chartColumns, niceCeil, yRange } from "./columns";
@@ -8,7 +9,7 @@ import { segmentsOf, sharesOf } from "./segments";
 import { PointRing } from "../live/ring";
 
 /** A series of 1 s buckets with a sample at each given second. */
-function seriesAt(seconds: number[], state = (_second: number) => "running"): BucketSeries {
+function seriesAt(seconds: number[], state = (_second: number): StateWord => "running"): BucketSeries {
   const series = new BucketSeries(["temperature"], 1000, 1000);
   for (const second of seconds) {
     const sample = sampleOf("a", second * 1000, { temperature: second, state: state(second) });

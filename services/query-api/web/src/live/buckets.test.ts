@@ -1,11 +1,11 @@
 import { describe, expect, it } from "vitest";
-import type { Series } from "../api/types";
+import type { Series, StateWord } from "../api/types";
 import { BucketSeries } from "./buckets";
 import { sampleOf } from "./testing";
 
 const FIELD = "temperature";
 const make = (capacity = 5) => new BucketSeries([FIELD], 1000, capacity);
-const add = (series: BucketSeries, timeMs: number, temperature: number | null, state = "running") =>
+const add = (series: BucketSeries, timeMs: number, temperature: number | null, state: StateWord = "running") =>
   series.add(timeMs, sampleOf("a", timeMs, { temperature, state }));
 
 const loaded: Series = {
