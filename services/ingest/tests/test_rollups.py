@@ -216,6 +216,15 @@ async def test_what_an_outage_held_back_gives_the_numbers_of_live_data(database:
         assert late == live
 
 
+async def test_a_sample_on_the_edge_of_a_bucket_belongs_to_the_next_alone(database: asyncpg.Connection) -> None:
+    """What is computed anew up to an edge takes nothing along that lies on it."""
+    await store(database, "cnc-001", steady(0, 600))
+    await all_done(database)
+    await store(database, "cnc-001", steady(5.25, 1))
+    await all_done(database)
+    await check(database, "cnc-001")
+
+
 async def test_marks_that_come_during_a_round_outlive_it(postgres_dsn: str, database: asyncpg.Connection) -> None:
     """A worker commits after the round has read the marks and the samples, and before it deletes marks: rule D7."""
     await store(database, "cnc-001", steady(0, 50))
