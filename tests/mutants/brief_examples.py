@@ -1,4 +1,4 @@
-"""A plugin of the pytest that a mutant's test runs in: a failing example is told as it was found.
+"""A plugin of the pytest that a mutant's test runs in: a failing example is reported as it was found.
 
 Hypothesis makes it smaller for up to five minutes, which a person may wait for and the run of all mutants need not.
 """

@@ -54,7 +54,8 @@ async def test_a_condition_that_fails_ends_the_wait_at_once() -> None:
         await until(died)
 
 
-def test_looks_that_take_long_are_fewer() -> None:
+@pytest.mark.virtual_time
+async def test_looks_that_take_long_are_fewer() -> None:
     """Or looking at a table that grows would take the time in which it grows."""
     looks = iter(range(6))
 
@@ -210,7 +211,7 @@ def test_a_change_that_is_no_code_means_the_tests_of_its_service(monkeypatch: py
         ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", False),
         ("ALTER TABLE machines ADD COLUMN own int", False),
     ],
-    ids=["rows", "a partition", "no partition", "a schema made anew", "rights", "a column"],
+    ids=["rows", "a partition", "no partition", "a re-created schema", "rights", "a column"],
 )
 async def test_a_database_is_lent_again_only_as_it_was_migrated(
     postgres_server: Postgres, change: str, lent_again: bool

@@ -112,6 +112,6 @@ async def feed(agent: Agent, samples: Samples, size: int) -> int:
 
 
 async def _all_synced(agent: Agent) -> None:
-    # An agent that has died is told of where it is awaited.
+    # A dead agent is reported by whoever awaits it.
     async with asyncio.timeout(WAIT_S_MAX):
         await agent.storage.synced(agent.storage.buffer.range()[1] - 1)

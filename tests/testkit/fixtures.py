@@ -127,7 +127,7 @@ class Databases:
             partitions = await _partitions(connection)
             same = partitions >= self._partitions and await _fingerprint(connection) == self._pristine
             if same:
-                # First, since truncating them one by one would take as long as a database made anew.
+                # First: truncating each of them takes as long as creating a database.
                 if added := partitions - self._partitions:
                     await connection.execute(f"DROP TABLE {', '.join(sorted(added))}")
                 await connection.execute(_EMPTY)

@@ -1,4 +1,4 @@
-"""The state that a sample is evidence of, as SQL over columns of `sensor_data`: one rule wherever a state is told.
+"""The state that a sample is evidence of, as SQL over columns of `sensor_data`: one rule wherever a state is reported.
 
 The wall, live, series, intervals and rollups all ask the database's function `sample_state` (migration 0003): offline
 where the sender says so or nothing was measured; alarm where the state or a code in `extras` says so; else the state;

@@ -11,15 +11,15 @@ function answering(status: number, body: string) {
   );
 }
 
-test("a problem is told once, in the words of its detail", async () => {
+test("a problem is shown once, in the words of its detail", async () => {
   const detail = "The database is not available: it can't be reached. This service tries again by itself.";
   const error = await answering(503, JSON.stringify({ title: "The database is not available", detail }));
   expect([error.kind, error.detail]).toEqual(["unavailable", detail]);
 });
 
 test("without a detail its title is all there is", async () => {
-  const error = await answering(400, JSON.stringify({ title: "The request can't be used" }));
-  expect([error.kind, error.detail]).toEqual(["refused", "The request can't be used"]);
+  const error = await answering(404, JSON.stringify({ title: "Not found" }));
+  expect([error.kind, error.detail]).toEqual(["not-found", "Not found"]);
 });
 
 test("a proxy's own page is no problem", async () => {
