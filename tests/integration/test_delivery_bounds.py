@@ -14,11 +14,12 @@ from nats.aio.client import Client
 
 from cncmon_core.frames import join, split_numbered
 from cncmon_core.identity import Identity, digest
-from cncmon_ingest import dead_letters, dlq, leader
+from cncmon_ingest import dead_letters, dlq, leader, maintenance, retention
 from cncmon_ingest.connection import connect
 from cncmon_ingest.decode import Decoded, Incoming, Limits, buried, decode
 from cncmon_ingest.edges import ROWS_MAX, Edges
 from cncmon_ingest.reconcile import reconcile
+from cncmon_ingest.steps import MORE
 from cncmon_ingest.store import Store
 from testkit import ingest
 from testkit.fixtures import on_both_servers
@@ -202,6 +203,24 @@ async def test_delivery_c4_letters_past_their_retention_leave_their_totals(
     await database.execute("UPDATE dead_letters SET created = now() - INTERVAL '31 days'")
     assert await dead_letters.expire(database, 30) == 10
     assert await database.fetchval("SELECT sum(letters) FROM dead_letter_totals") == 20
+
+
+async def test_delivery_c4_a_turn_expires_a_bounded_number_and_comes_again_at_once(
+    database: asyncpg.Connection, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Millions that pass their retention on one day keep no rollup waiting."""
+    monkeypatch.setattr(dead_letters, "EXPIRE_ROWS", 3)
+    monkeypatch.setattr(dead_letters, "EXPIRE_ROWS_MAX", 6)
+    created = datetime.now(UTC)
+    store = Store(await connect(postgres_dsn), created)
+    await store.write([plain([b"{"] * 8)])
+    store.close()
+    await database.execute("UPDATE dead_letters SET created = now() - INTERVAL '31 days'")
+    await database.execute("UPDATE dead_letters SET state = 'dropped' WHERE frame = 0")
+    all_steps = maintenance.steps_of(settings_for(postgres_dsn, retention_dead_letters_days=30))
+    (step,) = [one for one in all_steps if one.name == "retention_dead_letters"]
+    turns = [(await step.work(database), await count(database, "dead_letters")) for _ in range(3)]
+    assert turns == [(MORE, 2), (retention.INTERVAL_S, 0), (retention.INTERVAL_S, 0)]
 
 
 def plain(parts: list[bytes], stream_seq: int = 1) -> Decoded:

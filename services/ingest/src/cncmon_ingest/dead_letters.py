@@ -42,6 +42,9 @@ _INSERT = (
 EXPIRE_ROWS: Final = 1000
 """Deleted in one statement: some MiB of payloads at most, so that none holds locks for long."""
 
+EXPIRE_ROWS_MAX: Final = 20_000
+"""Deleted in one turn, after which the other steps of maintenance have theirs."""
+
 # In one statement, so that a letter is either there or in the totals. Edges that no heartbeat names are one: subjects
 # are senders' to choose, and totals are kept for ever.
 _EXPIRE = """
@@ -88,11 +91,14 @@ async def insert(connection: asyncpg.Connection, messages: Iterable[Decoded], st
 
 
 async def expire(connection: asyncpg.Connection, days: int) -> int:
-    """Delete letters that are older than their retention and add them to the totals; return how many."""
+    """Delete letters that are older than their retention and add them to the totals; return how many.
+
+    EXPIRE_ROWS_MAX or more: there may be others left.
+    """
     expired = 0
     for state in ("dead", "replayed", "dropped"):
         number = EXPIRE_ROWS
-        while number == EXPIRE_ROWS:
+        while number == EXPIRE_ROWS and expired < EXPIRE_ROWS_MAX:
             number = await connection.fetchval(_EXPIRE, state, days, EXPIRE_ROWS)
             metrics.DEAD_EXPIRED.labels(state).inc(number)
             expired += number

@@ -89,9 +89,10 @@ def steps_of(settings: IngestSettings) -> list[Step]:
         return RESTORED_INTERVAL_S if deleted < ledger.FORGET_ROWS * ledger.FORGET_STATEMENTS else MORE
 
     async def expire_letters(connection: asyncpg.Connection) -> float:
-        if settings.retention_dead_letters_days:
-            await dead_letters.expire(connection, settings.retention_dead_letters_days)
-        return retention.INTERVAL_S
+        if not settings.retention_dead_letters_days:
+            return retention.INTERVAL_S
+        expired = await dead_letters.expire(connection, settings.retention_dead_letters_days)
+        return retention.INTERVAL_S if expired < dead_letters.EXPIRE_ROWS_MAX else MORE
 
     async def count_marks(connection: asyncpg.Connection) -> float:
         metrics.ROLLUP_LAG.set(await connection.fetchval(_LAG))
