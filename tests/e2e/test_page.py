@@ -131,6 +131,53 @@ async def test_the_page_recovers_when_a_part_is_killed(demo: Demo, wide: Page, p
     await expect(value).not_to_have_attribute("data-value", old or "")
 
 
+async def test_charts_are_zoomed_and_moved_by_keys(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    name = await machine_in(wide, *STATES)
+    await wide.goto(f"{demo.url}/machines/{name}")
+    stack = wide.get_by_test_id("charts").get_by_role("group")
+    await expect(stack).to_be_visible()
+    widths, ends = [], []
+    for key in ("+", "+", "-", "Shift+ArrowLeft"):
+        await stack.press(key)
+        await expect(wide.get_by_test_id("range-zoomed")).to_be_visible()
+        found = re.search(r"from=(\d+)&to=(\d+)", wide.url)
+        assert found is not None, wide.url
+        begin, end = map(int, found.groups())
+        widths.append(round((end - begin) / 1000))
+        ends.append(end)
+    assert widths == [300, 150, 300, 300]
+    assert ends[3] - ends[2] == -75_000
+    await stack.press("0")
+    await expect(wide.get_by_test_id("range-zoomed")).to_have_count(0)
+
+
+async def test_the_machine_page_is_whole_on_paper(demo: Demo, wide: Page) -> None:
+    """Charts were drawn for the screen, and cut off on paper; dark letters would be unreadable there."""
+    await wide.emulate_media(color_scheme="dark")
+    await wide.goto(demo.url)
+    name = await machine_in(wide, *STATES)
+    await wide.goto(f"{demo.url}/machines/{name}")
+    await expect(wide.locator(".chart-canvas canvas").first).to_be_visible()
+    await wide.emulate_media(media="print", color_scheme="dark")
+    # As printing does: another width, and nobody draws anew.
+    found = await wide.evaluate(
+        """() => {
+            document.documentElement.style.width = "700px";
+            const all = [...document.querySelectorAll(".frame *, .chart-canvas canvas")];
+            return {
+                over: all.filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 700.5).map(e => e.className),
+                text: getComputedStyle(document.body).color,
+                canvases: document.querySelectorAll(".chart-canvas canvas").length,
+            };
+        }"""
+    )
+    assert found["canvases"] >= 2
+    assert found["over"] == []
+    assert found["text"] == "rgb(26, 33, 39)"
+    assert not await wide.get_by_test_id("range-1h").is_visible()
+
+
 async def test_phone_in_german_fits(demo: Demo, phone: Page) -> None:
     await phone.goto(demo.url)
     await expect(phone.get_by_test_id("tile")).to_have_count(5)

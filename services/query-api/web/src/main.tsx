@@ -6,6 +6,7 @@ import "./states/states.css";
 import "./pages/wall/wall.css";
 import "./pages/machine/machine.css";
 import "./charts/charts.css";
+import "./styles/print.css";
 import { App } from "./frame/App";
 import { followTheme } from "./frame/theme";
 import { startClock } from "./live/clock";

@@ -30,3 +30,21 @@ export function widenZoom(fromMs: number, toMs: number): Zoom {
   const spare = Math.max(0, WINDOW_MS_MIN - (toMs - fromMs)) / 2;
   return { fromMs: Math.floor(fromMs - spare), toMs: Math.ceil(toMs + spare) };
 }
+
+/** A window of another width around a moment that keeps its place in it; no wider than the widest range, and not into the future. */
+export function zoomAround(window: Zoom, atMs: number, factor: number, nowMs: number): Zoom {
+  const width = Math.min((window.toMs - window.fromMs) * factor, RANGES["24h"]);
+  const share = (atMs - window.fromMs) / (window.toMs - window.fromMs);
+  return endedBy(nowMs, widenZoom(atMs - share * width, atMs + (1 - share) * width));
+}
+
+/** A window moved by a share of its width, not into the future. */
+export function movedBy(window: Zoom, share: number, nowMs: number): Zoom {
+  const by = (window.toMs - window.fromMs) * share;
+  return endedBy(nowMs, widenZoom(window.fromMs + by, window.toMs + by));
+}
+
+function endedBy(nowMs: number, { fromMs, toMs }: Zoom): Zoom {
+  const beyond = Math.max(0, Math.ceil(toMs - nowMs));
+  return { fromMs: fromMs - beyond, toMs: toMs - beyond };
+}
