@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.node.plant import until
-from testkit.images import our_images, podman, system_images, variables
+from testkit.images import podman, variables
 from testkit.kubernetes import ROOT
 from testkit.ports import free_port
 
@@ -59,10 +59,7 @@ class Compose:
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    made = subprocess.run([ROOT / "scripts/setup-cluster.sh", "node"], check=True, stdout=subprocess.PIPE, text=True)
-    system_images(Path(made.stdout.strip()))
-    our_images(tmp_path_factory.mktemp("images") / "images.tar")
+def compose(images: Path) -> Iterator[Compose]:
     project = Compose()
     try:
         project("up", "--detach", "--no-build")

@@ -6,12 +6,13 @@ Nothing is lost or doubled in any of it. And the network's policies hold.
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.node import previous
-from cluster.node.flow import EDGE, MACHINES, Flow
+from cluster.node.flow import EDGE, Flow
 from cluster.node.plant import Plant, until
 from testkit.images import our_images
 from testkit.kubernetes import ROOT
@@ -35,11 +36,11 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 
 
 @pytest.fixture(scope="module")
-def flow(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
+def flow(node: Node, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
     """The version before this one, installed, with samples that flow for the whole module."""
     folder = tmp_path_factory.mktemp("flow")
     old = previous.checkout(folder / "previous")
-    node.load(our_images(folder / "now.tar"), our_images(folder / "previous.tar", old, tag="previous"))
+    node.load(images, our_images(folder / "previous.tar", old, tag="previous"))
     plant = Plant(node, "flow", folder)
     plant.make_namespace()
     flow = Flow(plant, folder)
@@ -62,7 +63,6 @@ def plant(flow: Flow) -> Plant:
 
 
 def test_upgraded_and_rolled_back_with_samples_flowing(flow: Flow, plant: Plant, record_property: Any) -> None:
-    time.sleep(20)
     flow.judge()
     newer = "--reset-then-reuse-values --set image.tag="
     for command in (
@@ -75,7 +75,6 @@ def test_upgraded_and_rolled_back_with_samples_flowing(flow: Flow, plant: Plant,
     ):
         plant.run(command)
         flow.wait_until_it_flows()
-        time.sleep(3)
     until(lambda: not _images(plant, ":previous"), "all run this version")
     served = plant.node.get("crd", "machines.cncmon.dev")["spec"]["versions"][0]
     ours = (ROOT / previous.DEFINITIONS / "machines.yaml").read_text()
@@ -91,12 +90,18 @@ def _images(plant: Plant, end: str) -> list[str]:
 
 def test_each_pod_deleted(flow: Flow, plant: Plant, record_property: Any) -> None:
     for component in (*CLOUD, "agent"):
-        for pod in plant.pods(component):
+        before = plant.pods(component)
+        for pod in before:
             plant.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
-        time.sleep(2)
+        until(lambda c=component, b=before: _are_others(plant.pods(c), b), f"other pods of {component}")  # type: ignore[misc]
         plant.node.wait_for_pods("flow")
         flow.wait_until_it_flows()
     record_property("deleted_samples", flow.judge().sent)
+
+
+def _are_others(pods: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    uids = {pod["metadata"]["uid"] for pod in before}
+    return len(pods) == len(before) and not uids & {pod["metadata"]["uid"] for pod in pods}
 
 
 def test_each_process_killed(flow: Flow, plant: Plant, record_property: Any) -> None:
@@ -104,12 +109,18 @@ def test_each_process_killed(flow: Flow, plant: Plant, record_property: Any) -> 
     for component in (*CLOUD, "agent"):
         if component == "agent":
             flow.note_kill()
-        for pod in plant.pods(component):
+        before = plant.pods(component)
+        for pod in before:
             plant.node.kill_container(pod)
-        time.sleep(2)
+        started = _restarts(before) + len(before)
+        until(lambda c=component, s=started: _restarts(plant.pods(c)) >= s, f"{component} runs again")  # type: ignore[misc]
         plant.node.wait_for_pods("flow")
         flow.wait_until_it_flows()
     record_property("killed_samples", flow.judge().sent)
+
+
+def _restarts(pods: list[dict[str, Any]]) -> int:
+    return sum(one["restartCount"] for pod in pods for one in pod["status"].get("containerStatuses", []))
 
 
 def test_ingest_scaled_up_and_down(flow: Flow, plant: Plant, record_property: Any) -> None:
@@ -117,10 +128,8 @@ def test_ingest_scaled_up_and_down(flow: Flow, plant: Plant, record_property: An
         plant.kubectl("scale", CLOUD["ingest"], f"--replicas={replicas}")
         until(lambda wanted=replicas: len(plant.pods("ingest")) == wanted, f"{replicas} workers")  # type: ignore[misc]
         plant.node.wait_for_pods("flow")
-        time.sleep(5)
-        took = [_messages(plant, pod["metadata"]["name"]) for pod in plant.pods("ingest")]
-        assert len([count for count in took if count]) >= 2, f"messages by worker: {took}"
-        assert flow.stored() == MACHINES
+        until(lambda: sum(count > 0 for count in _messages(plant)) >= 2, "two workers take messages")
+        flow.wait_until_it_flows()
     plant.kubectl("scale", CLOUD["ingest"], "--replicas=1")
     record_property("scaled_samples", flow.judge().sent)
 
@@ -142,7 +151,7 @@ def test_without_its_api_server_the_edge_runs_on(flow: Flow, plant: Plant) -> No
     assert plant.machines()
     with plant.node.without("kube-apiserver"):
         time.sleep(20)
-        assert flow.stored() == MACHINES
+        flow.wait_until_it_flows()
     until(lambda: plant.node.kubectl("get", "--raw", "/readyz", check=False).returncode == 0, "the API server")
     (after,) = plant.pods("agent")
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]
@@ -184,14 +193,16 @@ def test_policies_let_through_what_is_needed_and_nothing_else(flow: Flow, plant:
 def _reached(plant: Plant, namespace: str, targets: dict[str, tuple[str, int]], labels: dict[str, str]) -> set[str]:
     """Return what a pod with these labels can open a connection to."""
     script = (
-        "import json, socket, sys, time\n"
+        "import concurrent.futures, json, socket, sys, time\n"
         "time.sleep(4)  # policies know the pod by then\n"
-        "reached = []\n"
-        "for name, place in json.loads(sys.argv[1]).items():\n"
+        "def reached(place):\n"
         "    try: socket.create_connection(tuple(place), 2).close()\n"
-        "    except OSError: continue\n"
-        "    reached.append(name)\n"
-        "print(json.dumps(reached))\n"
+        "    except OSError: return False\n"
+        "    return True\n"
+        "places = json.loads(sys.argv[1])\n"
+        "with concurrent.futures.ThreadPoolExecutor(len(places)) as all_at_once:\n"
+        "    found = zip(places, all_at_once.map(reached, places.values()))\n"
+        "    print(json.dumps([name for name, there in found if there]))\n"
     )
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod = {
@@ -221,9 +232,12 @@ def _reached(plant: Plant, namespace: str, targets: dict[str, tuple[str, int]], 
         plant.node.kubectl("delete", "pod", "probe", "-n", namespace, "--grace-period=0", "--force")
 
 
-def _messages(plant: Plant, pod: str) -> int:
-    """Return how many messages a worker has taken."""
+def _messages(plant: Plant) -> list[int]:
+    """Return how many messages each worker has taken."""
     script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
-    text = plant.kubectl("exec", pod, "--", "python3", "-c", script).stdout
-    lines = [line for line in text.splitlines() if line.startswith("cncmon_ingest_messages_total")]
-    return sum(int(float(line.rpartition(" ")[2])) for line in lines)
+    taken = []
+    for pod in plant.pods("ingest"):
+        text = plant.kubectl("exec", pod["metadata"]["name"], "--", "python3", "-c", script, check=False).stdout
+        lines = [line for line in text.splitlines() if line.startswith("cncmon_ingest_messages_total")]
+        taken.append(sum(int(float(line.rpartition(" ")[2])) for line in lines))
+    return taken

@@ -1,15 +1,14 @@
 """What is in our images, and what is not: run as they are, read-only, with nothing but their own user."""
 
 import json
-import subprocess
-from pathlib import Path
 
 import pytest
 
-from testkit.images import our_images, podman, system_images
-from testkit.kubernetes import ROOT
+from testkit.images import podman
 
-pytestmark = [pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.needs("node"), pytest.mark.in_order, pytest.mark.timeout(900), pytest.mark.usefixtures("images")
+]  # fmt: skip
 
 IMAGES = {
     "agent": {"kopf", "asyncpg", "fastapi", "lightkube", "starlette"},
@@ -30,13 +29,6 @@ print(json.dumps({
     "modules": [name for name in names if importlib.util.find_spec(name)],
 }))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built(tmp_path_factory: pytest.TempPathFactory) -> None:
-    made = subprocess.run([ROOT / "scripts/setup-cluster.sh", "node"], check=True, stdout=subprocess.PIPE, text=True)
-    system_images(Path(made.stdout.strip()))
-    our_images(tmp_path_factory.mktemp("images") / "images.tar")
 
 
 def run(image: str, *command: str, entrypoint: str = "") -> str:
