@@ -149,7 +149,7 @@ _EMPTY = """
 TRUNCATE sensor_data, machines, ledger, ledger_unidentified, watermarks, dead_letters, gaps, events, edges, edge_epochs,
     dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals,
     suspects, folded_epochs, folded_totals, ledger_hashes, forked_epochs,
-    dead_letter_totals, machine_owners
+    dead_letter_totals, machine_owners, edge_silences
     RESTART IDENTITY;
 UPDATE delivery SET generation = 1, stream_created = NULL, committed_floor = 0, unmarked_since = NULL,
     counter = 0, refused = NULL, adopted = NULL,

@@ -73,7 +73,7 @@ def spans(rows: Iterable[Row], stale_after: timedelta) -> list[Span]:
             following = times[place + 1]
             add(moment, min(until, following), moments[moment])
             if until < following:
-                add(until, following, ("offline", None, None))
+                add(until, following, ("no_data", None, None))
         else:
             add(moment, until, moments[moment])
     return spans

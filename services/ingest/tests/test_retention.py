@@ -57,6 +57,9 @@ async def add(connection: asyncpg.Connection, *ages: timedelta) -> None:
         await connection.execute(
             "INSERT INTO state_intervals VALUES ('m1', $1, $2, 'idle')", moment, moment + timedelta(minutes=1)
         )
+        await connection.execute(
+            "INSERT INTO edge_silences VALUES ('hall', 'e1', $1, $2)", moment, moment + timedelta(minutes=1)
+        )
         await connection.execute("INSERT INTO events VALUES ($1, 'hall', 'e1', 'started', NULL, '{}')", moment)
 
 
@@ -148,6 +151,7 @@ async def test_retention_drops_whole_days_and_what_is_of_another_table_stays(
         "rollup_1min": 3,
         "rollup_1h": 4,
         "state_intervals": 4,
+        "edge_silences": 4,
         "events": 1,
     }
     now = datetime.now(UTC)
@@ -157,7 +161,7 @@ async def test_retention_drops_whole_days_and_what_is_of_another_table_stays(
     await keep(
         database, IngestSettings(postgres_dsn, retention_days=10, retention_10s_days=30, retention_states_days=30)
     )
-    assert await count(database, "state_intervals") == 2
+    assert await count(database, "state_intervals") == await count(database, "edge_silences") == 2
 
 
 @on_both_servers

@@ -198,7 +198,7 @@ async def test_what_an_outage_held_back_gives_the_numbers_of_live_data(database:
     await store(database, "cnc-late", after)
     await all_done(database)
     states = await database.fetch("SELECT state FROM state_intervals ORDER BY from_time")
-    assert [row["state"] for row in states] == ["running", "offline", "running"], "silence is not taken for running"
+    assert [row["state"] for row in states] == ["running", "no_data", "running"], "silence is neither"
     for start in range(0, 2000, 300):
         await store(database, "cnc-late", during[start : start + 300])
         await all_done(database)
@@ -250,7 +250,7 @@ async def test_marks_that_come_during_a_round_outlive_it(postgres_dsn: str, data
     assert await database.fetchval("SELECT samples FROM rollup_1h") == 150
 
 
-async def test_a_machine_that_reports_rarely_is_not_offline_between_its_samples(database: asyncpg.Connection) -> None:
+async def test_a_machine_that_reports_rarely_has_data_between_its_samples(database: asyncpg.Connection) -> None:
     """A sample stands for three times the smaller of the two distances before it, where that is over `stale_after`."""
     await store(database, "cnc-slow", steady(0, 10, every_s=60))
     await all_done(database)
@@ -259,9 +259,9 @@ async def test_a_machine_that_reports_rarely_is_not_offline_between_its_samples(
     short, gap, span = STALE, timedelta(seconds=60) - STALE, timedelta(seconds=60)
     assert [tuple(row) for row in states] == [
         ("running", short),
-        ("offline", gap),
+        ("no_data", gap),
         ("running", short),
-        ("offline", gap),
+        ("no_data", gap),
         ("running", 7 * span + 3 * span),
     ]
     await check(database, "cnc-slow")

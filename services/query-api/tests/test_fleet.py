@@ -41,4 +41,4 @@ def test_stale_follows_the_distance_of_the_samples(sampled_at_s: list[float], as
     for at_s in sampled_at_s:
         fleet.add("m", [sample(at_s)], cut=False)
     (info,) = fleet.infos(START + timedelta(seconds=asked_at_s))
-    assert (info.stale, info.state) == (stale, "offline" if stale else "running")
+    assert (info.stale, info.state) == (stale, "no_data" if stale else "running")

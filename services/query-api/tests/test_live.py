@@ -92,7 +92,7 @@ async def test_a_change_of_state_set_or_staleness_sends_the_machines(start_api, 
         await machines_until(stream, lambda machines: machines[0]["state"] == "alarm")
         await store.machines("m2")
         await machines_until(stream, lambda machines: [m["id"] for m in machines] == ["m1", "m2"])
-        await machines_until(stream, lambda machines: (machines[0]["state"], machines[0]["stale"]) == ("offline", True))
+        await machines_until(stream, lambda machines: (machines[0]["state"], machines[0]["stale"]) == ("no_data", True))
 
 
 async def test_nothing_new_sends_nothing(api, store):

@@ -23,7 +23,7 @@ async def test_machines_are_sorted_and_a_machine_without_samples_is_there(api, s
     answer = await api.json("/api/v1/machines")
     assert [machine["id"] for machine in answer["machines"]] == ["A", "a", "b"]
     assert answer["machines"][1] == {
-        "id": "a", "site": "plant-a", "edge": "edge-1", "state": "offline", "state_since": None, "stale": True,
+        "id": "a", "site": "plant-a", "edge": "edge-1", "state": "no_data", "state_since": None, "stale": True,
         "last_sample": None,
     }  # fmt: skip
     assert abs(at(answer["now"]) - datetime.now(UTC)) < timedelta(seconds=5)
@@ -82,7 +82,7 @@ async def test_a_change_among_more_rows_than_one_tick_reads_is_found(start_api, 
     assert (machine["state"], at(machine["state_since"])) == ("idle", begin["time"])
 
 
-async def test_silence_makes_a_machine_offline_since_its_last_sample(start_api, store):
+async def test_silence_is_no_data_since_the_last_sample(start_api, store):
     api = await start_api(stale_after_ms=1000)
     last = row("m1", 0.2, "running")
     await store.machines("m1")
@@ -91,8 +91,18 @@ async def test_silence_makes_a_machine_offline_since_its_last_sample(start_api, 
     assert (machine["state"], machine["stale"]) == ("running", False)
     await asyncio.sleep(1)
     (machine,) = await api.machines()
-    assert (machine["state"], machine["stale"], at(machine["state_since"])) == ("offline", True, last["time"])
+    assert (machine["state"], machine["stale"], at(machine["state_since"])) == ("no_data", True, last["time"])
     assert machine["last_sample"]["machine_state"] == "running"
+
+
+async def test_an_offline_that_is_not_reported_any_more_is_no_data(start_api, store):
+    """Whoever reported it is silent itself."""
+    api = await start_api(stale_after_ms=1000)
+    rows = [row("m1", 3, "offline"), row("m1", 2, "offline")]
+    await store.machines("m1")
+    await store.samples(*rows)
+    (machine,) = await api.machines()
+    assert (machine["state"], machine["stale"], at(machine["state_since"])) == ("no_data", True, rows[1]["time"])
 
 
 async def test_a_reported_offline_is_not_stale_while_reports_come(api, store):

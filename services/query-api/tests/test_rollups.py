@@ -114,7 +114,7 @@ async def states(api: Any, begin: datetime, end: datetime, **query: Any) -> Any:
     return await api.json("/api/v1/machines/m1/states", **{"from": rfc3339(begin), "to": rfc3339(end)}, **query)
 
 
-async def test_states_have_no_holes_and_end_with_offline(api, store):
+async def test_states_have_no_holes_and_end_with_no_data(api, store):
     await fill(store, days=3)
     answer = await states(api, T0 + HOUR, NOW + DAY)
     found = answer["intervals"]
@@ -122,7 +122,7 @@ async def test_states_have_no_holes_and_end_with_offline(api, store):
     for before, after in itertools.pairwise(found):
         assert before["to"] == after["from"]
         assert before["state"] != after["state"]
-    assert found[-1]["state"] == "offline"
+    assert found[-1]["state"] == "no_data"
     last = T0 + timedelta(minutes=3 * 1440 - 1, seconds=20)
     # Minutes apart: a sample stands for three of its distances.
     assert datetime.fromisoformat(found[-1]["from"]) == last + timedelta(minutes=3)
@@ -148,4 +148,4 @@ async def test_states_of_nobody_are_404_and_of_a_silent_time_none(api, store):
     await fill(store, days=3)
     assert (await states(api, T0 - 2 * DAY, T0 - DAY))["intervals"] == []
     [only] = (await states(api, T0 + 5 * DAY, T0 + 6 * DAY))["intervals"]
-    assert only["state"] == "offline"
+    assert (only["state"], only["cause"]) == ("no_data", "unknown")

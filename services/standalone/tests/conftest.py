@@ -45,7 +45,7 @@ async def dsn(_migrated: str) -> str:
     connection = await asyncpg.connect(_migrated)
     await connection.execute(
         "TRUNCATE sensor_data, machines, ledger, watermarks, dead_letters, gaps, events, edges, edge_epochs, "
-        "dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals"
+        "dirty_ranges, rollup_10s, rollup_1min, rollup_1h, state_intervals, edge_silences"
     )
     await connection.close()
     return _migrated

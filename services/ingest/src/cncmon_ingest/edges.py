@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -41,6 +41,27 @@ DOCUMENT_BYTES_MAX: Final = 4 << 20
 
 BOOTS_MAX: Final = 8
 """Processes under one edge's name written in one round: each of them needs a statement of its own."""
+
+SILENT: Final = timedelta(seconds=15)
+"""Between two heartbeats of an edge, which come every 5 s: three were missed."""
+
+# The first of a round's heartbeats of an edge alone: the others came after it. Where the number of a process's
+# heartbeats has gone on meanwhile, it was we who did not listen.
+_SILENCE = """
+INSERT INTO edge_silences (site, edge, from_time, to_time)
+SELECT site, edge, e.received, beat.received
+FROM (
+    SELECT DISTINCT ON (site, edge) * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[])
+        AS beat(site, edge, boot_id, received, number)
+    ORDER BY site, edge, received
+) AS beat JOIN edges e USING (site, edge)
+WHERE beat.received - e.received > $6 AND NOT (
+    e.boot_id = beat.boot_id AND jsonb_typeof(e.document -> 'beat') IS NOT DISTINCT FROM 'number'
+    AND (beat.number - (e.document ->> 'beat')::numeric) * extract(epoch FROM $6)
+        > extract(epoch FROM beat.received - e.received)
+)
+ON CONFLICT DO NOTHING
+"""
 
 _EDGE = """
 INSERT INTO edges (site, edge, boot_id, time, received, document)
@@ -192,6 +213,8 @@ class Edges:
         epochs = [row for beat in beats for row in _rows(beat, beat.epochs or ())]
         gone = [row for beat in beats for row in _rows(beat, beat.gone)]
         async with connection.transaction():
+            marks = [(*beat.origin, beat.boot_id, beat.received, beat.number) for beat in beats]
+            await connection.execute(_SILENCE, *map(list, zip(*marks, strict=True)), SILENT)
             edges = [(*beat.origin, beat.boot_id, beat.time, beat.received, beat.document) for beat in beats]
             await _insert_rows(connection, _EDGE, edges, 2)
             await _insert_rows(connection, _EPOCH, epochs, 1)

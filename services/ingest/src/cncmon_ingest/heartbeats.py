@@ -43,13 +43,14 @@ class _Fields(msgspec.Struct):
     epochs: list[EpochReport] | None = None
     gone: list[EpochReport] = []
     forked: Annotated[list[Epoch], Meta(max_length=EPOCHS_MAX)] = []
+    beat: Count = 0
 
 
 class Heartbeat(NamedTuple):
     """One heartbeat. received: JetStream's time of it. epochs is None where the agent does not list them.
 
     gone: epochs that the heartbeats before told of and that the edge has no more, its disk being another one. forked:
-    epochs on it under which another agent publishes, too.
+    epochs on it under which another agent publishes, too. number: of this process's heartbeats; 0: it does not say.
     """
 
     origin: Origin
@@ -60,6 +61,7 @@ class Heartbeat(NamedTuple):
     document: str
     gone: tuple[EpochReport, ...] = ()
     forked: tuple[int, ...] = ()
+    number: int = 0
 
 
 _decode = msgspec.json.Decoder().decode
@@ -101,4 +103,5 @@ def decode_heartbeat(key: str, value: bytes, received: datetime) -> Heartbeat:
         document,
         tuple(fields.gone),
         tuple(fields.forked),
+        fields.beat,
     )

@@ -2,7 +2,7 @@
 
 The states themselves are told by the database's function `sample_state`. A sample stands for the time until the next
 one, but no longer than its limit: `stale_after`, or three times the smaller of the two distances before it, whichever
-is longer. What nothing stands for is `offline`, never the state before.
+is longer. What nothing stands for is `no_data`: neither the state before nor `offline`, which a sender reports.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,24 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-OFFLINE = "offline"
+NO_DATA = "no_data"
 
 
 class Interval(NamedTuple):
-    """A machine was in a state over [begins, ends), with a program and an alarm or none."""
+    """A machine was in a state over [begins, ends), with a program and an alarm or none.
+
+    undivided: its `offline` was computed before there was `no_data`, and may be either.
+    """
 
     begins: datetime
     ends: datetime
     state: str
     program: str | None = None
     alarm: str | None = None
+    undivided: bool = False
 
     @property
-    def what(self) -> tuple[str, str | None, str | None]:
+    def what(self) -> tuple[str, str | None, str | None, bool]:
         """What must be equal for two to be one."""
         return self[2:]
 
@@ -48,7 +52,7 @@ def merged(windows: Iterable[Window]) -> list[Window]:
 
 
 def filled(runs: Sequence[Interval], window: Window) -> list[Interval]:
-    """Return a window's runs of samples with `offline` wherever there are none, up to the window's end."""
+    """Return a window's runs of samples with `no_data` wherever there are none, up to the window's end."""
     found: list[Interval] = []
     for run, following in pairwise([*runs, None]):
         if run is None:
@@ -56,7 +60,7 @@ def filled(runs: Sequence[Interval], window: Window) -> list[Interval]:
         found.append(run)
         until = following.begins if following else window.ends
         if until is not None and run.ends < until:
-            found.append(Interval(run.ends, until, OFFLINE))
+            found.append(Interval(run.ends, until, NO_DATA))
     return found
 
 

@@ -31,6 +31,10 @@ ROWS: Final = {
         "DELETE FROM state_intervals WHERE (machine_id, from_time) IN (SELECT machine_id, from_time "
         "FROM state_intervals WHERE to_time < $1 ORDER BY to_time LIMIT $2)"
     ),
+    "edge_silences": (
+        "DELETE FROM edge_silences WHERE ctid IN (SELECT ctid FROM edge_silences "
+        "WHERE to_time < $1 ORDER BY to_time LIMIT $2)"
+    ),
     "events": "DELETE FROM events WHERE ctid IN (SELECT ctid FROM events WHERE time < $1 ORDER BY time LIMIT $2)",
 }
 """Tables that are small enough to lie in one piece."""
@@ -48,6 +52,8 @@ def retention(settings: IngestSettings) -> dict[str, int]:
         found[table] = days = max(days, own) if days and own else 0
     own = settings.retention_states_days
     found["state_intervals"] = max(found["rollup_10s"], own) if own and found["rollup_10s"] else 0
+    # They tell why there is nothing in these.
+    found["edge_silences"] = found["state_intervals"]
     return found
 
 

@@ -11,7 +11,7 @@ FLOATS: Final = (
 INTS: Final = ("active_program_line", "part_count", "tool_number")
 FIELDS: Final = (*FLOATS, *INTS)
 """The numeric fields of a sample."""
-STATES: Final = ("running", "idle", "alarm", "hold", "offline")
+STATES: Final = ("running", "idle", "alarm", "hold", "offline", "no_data")
 
 ORIGIN: Final = "TIMESTAMPTZ '2000-01-01 00:00:00+00'"
 """Where buckets are counted from; with it those of 10 s, 1 min and 1 h begin with the minute and the hour."""
@@ -229,7 +229,9 @@ and the last of them; only where there are several each sample is looked at in i
 KNOWN: Final = """
 SELECT DISTINCT i.* FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS w(machine_id, begins, ends)
 JOIN LATERAL (
-    SELECT i.machine_id, i.from_time, i.to_time, i.state, i.program, i.alarm FROM state_intervals i
+    SELECT i.machine_id, i.from_time, i.to_time, i.state, i.program, i.alarm,
+           i.undivided AND i.state = 'offline' AS undivided
+    FROM state_intervals i
     WHERE i.machine_id = w.machine_id AND i.from_time <= coalesce(w.ends, 'infinity') AND i.to_time >= w.begins
       AND i.from_time >= coalesce((
         SELECT b.from_time FROM state_intervals b
@@ -244,6 +246,6 @@ DELETE_STATES: Final = (
     "WHERE (state_intervals.machine_id, state_intervals.from_time) = (k.machine_id, k.from_time)"
 )
 INSERT_STATES: Final = (
-    "INSERT INTO state_intervals (machine_id, from_time, to_time, state, program, alarm) "
-    "SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::text[], $5::text[], $6::text[])"
+    "INSERT INTO state_intervals (machine_id, from_time, to_time, state, program, alarm, undivided) SELECT * FROM "
+    "unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::boolean[])"
 )

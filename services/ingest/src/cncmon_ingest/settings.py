@@ -87,7 +87,8 @@ class IngestSettings(Struct, frozen=True):
         int,
         Meta(
             ge=1000,
-            description="A machine is offline so long after its last sample; later where they are further apart.",
+            description="There is no data of a machine so long after its last sample; "
+            "later where they are further apart.",
         ),
     ] = 15_000
     status_ttl_s: Annotated[int, Meta(ge=10, description="An edge's heartbeat is forgotten after this.")] = (

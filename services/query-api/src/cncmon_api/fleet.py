@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from cncmon_api.models import Machine, MachineInfo, Sample
-
-OFFLINE: Final = "offline"
+from cncmon_core.states import NO_DATA
 
 GAPS_MISSED: Final = 3
 """A machine is stale after missing as many samples, at the distance they had."""
@@ -32,7 +31,7 @@ class Known:
         self.last = sample
 
     def stale_after(self, least: timedelta) -> timedelta:
-        """Return the age at which the newest sample is stale: a machine polled once a minute is not offline between.
+        """Return the age at which the newest sample is stale: a machine polled once a minute is there between.
 
         The smaller of the last two gaps counts, so that one outage does not stretch the limit.
         """
@@ -90,9 +89,9 @@ class Fleet:
     def _head(self, machine: Known, now: datetime) -> tuple[str, str, str, Any, datetime | None, bool]:
         last = machine.last
         if last is None:
-            return machine.id, machine.site, machine.edge, OFFLINE, None, True
+            return machine.id, machine.site, machine.edge, NO_DATA, None, True
         state, since = last.state, machine.since
         stale = now - last.timestamp > machine.stale_after(self._stale_after)
-        if stale and state != OFFLINE:
-            state, since = "offline", last.timestamp
-        return machine.id, machine.site, machine.edge, state, since, stale
+        if stale:
+            return machine.id, machine.site, machine.edge, NO_DATA, last.timestamp, True
+        return machine.id, machine.site, machine.edge, state, since, False

@@ -1,11 +1,12 @@
 """What the API sends: one struct an answer. The bytes and the OpenAPI schemas are both made from these."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from cncmon_core import states
 from cncmon_core.sample import MachineState
 
 Utc = Annotated[datetime, Meta(tz=True, description="RFC 3339, UTC, up to µs.")]
@@ -49,7 +50,7 @@ class MachineInfo(Struct):
     id: str
     site: str
     edge: str
-    state: Annotated[MachineState | None, Meta(description="offline where stale; null: a word the API doesn't know.")]
+    state: Annotated[states.State | None, Meta(description="no_data where stale; null: a word the API doesn't know.")]
     state_since: Annotated[Utc | None, Meta(description="null: longer ago than was looked back, or not yet known.")]
     stale: Annotated[bool, Meta(description="The last sample is older than stale_after_ms, or there is none.")]
 
@@ -100,7 +101,10 @@ class Series(Struct):
     complete: Annotated[bool, Meta(description="false: some of the range waits to be computed; ask again later.")]
     times: Annotated[list[int], Meta(description="Beginning of each bucket, ms since 1970.")]
     fields: dict[str, Band]
-    states: Annotated[list[MachineState | None], Meta(description="The last state within each bucket.")]
+    states: Annotated[list[MachineState | None], Meta(description="The last state within each bucket; never no_data.")]
+
+
+Cause = Literal["edge_silent", "late", "unknown", "undivided"]
 
 
 class StateInterval(Struct):
@@ -108,9 +112,17 @@ class StateInterval(Struct):
 
     from_: Utc = msgspec.field(name="from")
     to: Utc
-    state: MachineState
+    state: states.State
     program: str | None
     alarm: str | None
+    cause: Annotated[
+        Cause | None,
+        Meta(
+            description="Why there is no_data: edge_silent (its edge sent no heartbeats), late (its edge has samples "
+            "that are not stored yet) or unknown. undivided: an offline that was computed before there was no_data, "
+            "and may be either."
+        ),
+    ] = None
 
 
 class StateIntervals(Struct):

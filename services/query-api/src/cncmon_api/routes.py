@@ -157,7 +157,9 @@ async def machine_states(
     database: Database = request.app.state.database
     params.check_machine_id(machine_id)
     since, until = _range(begin, to, datetime.now(UTC))
-    answer = await intervals.read_intervals(database, machine_id, since, until, limit)
+    settings: ApiSettings = request.app.state.settings
+    silent_after = timedelta(milliseconds=settings.edge_stale_after_ms)
+    answer = await intervals.read_intervals(database, machine_id, since, until, limit, silent_after)
     if not answer.intervals:
         await _check_exists(database, machine_id)
     return _json(encode(answer))

@@ -64,7 +64,7 @@ _OF_SAMPLE: Final = f"""
 """  # noqa: S608 only constants
 _OF_INTERVAL: Final = """
     SELECT CASE WHEN to_time > bucket.begins THEN state END AS state FROM state_intervals
-    WHERE machine_id = $1 AND from_time < bucket.ends
+    WHERE machine_id = $1 AND from_time < bucket.ends AND state <> 'no_data'
     ORDER BY from_time DESC LIMIT 1
 """
 _WAITING_SQL: Final = """

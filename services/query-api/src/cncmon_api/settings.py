@@ -26,7 +26,8 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1_000,
-            description="A machine whose last sample is older is offline; later where its samples are further apart.",
+            description="There is no data of a machine whose last sample is older; "
+            "later where its samples are further apart.",
         ),
     ] = 15_000
     edge_stale_after_ms: Annotated[

@@ -24,7 +24,7 @@ _OURS: Final = (
     "sensor_data", "machines", "ledger", "ledger_unidentified", "watermarks", "dead_letters", "gaps", "events",
     "delivery", "edges", "edge_epochs", "storage", "dirty_ranges", "state_intervals",
     "rollup_10s", "rollup_1min", "rollup_1h",
-    "folded_epochs", "folded_totals", "dead_letter_totals", "machine_owners",
+    "folded_epochs", "folded_totals", "dead_letter_totals", "machine_owners", "edge_silences",
 )  # fmt: skip
 SERVER_VERSION_MIN: Final = 15
 

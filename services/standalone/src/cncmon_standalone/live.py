@@ -17,7 +17,7 @@ from cncmon_standalone.supervise.part import State
 from cncmon_standalone.supervise.probes import http_get
 from cncmon_standalone.supervise.supervisor import Supervisor
 
-_STATES = ("running", "idle", "hold", "alarm", "offline", "unknown")
+_STATES = ("running", "idle", "hold", "alarm", "offline", "no_data", "unknown")
 _LINE_S = 1.0
 _LINE_S_NO_TERMINAL = 10.0
 _STORED = (
@@ -64,7 +64,9 @@ async def _text(supervisor: Supervisor, line: Line) -> str:
     if machines is None:
         found.append("the API does not answer")
     else:
-        found += [f"{states[state]} {state}" for state in _STATES if states[state]] or ["no machine yet"]
+        found += [f"{states[state]} {state.replace('_', ' ')}" for state in _STATES if states[state]] or [
+            "no machine yet"
+        ]
     down = [r.part.name for r in supervisor.runners.values() if r.state not in (State.RUNNING, State.DONE)]
     if down:
         found.append("not running: " + ", ".join(down))

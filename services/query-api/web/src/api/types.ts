@@ -33,7 +33,7 @@ export interface MachineInfo {
   id: string;
   site: string | null;
   edge: string | null;
-  /** null: a word that the API does not know */
+  /** `no_data` where stale; null: a word that the API does not know */
   state: string | null;
   /** null: longer ago than the API looked back (1 h) */
   state_since: string | null;

@@ -14,6 +14,7 @@ const NAMES = [
   "hold",
   "alarm",
   "offline",
+  "no_data",
   "unknown",
 ] as const;
 export type Palette = Record<(typeof NAMES)[number], string>;

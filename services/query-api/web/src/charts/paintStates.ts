@@ -64,6 +64,7 @@ const PAINT: Record<State, (box: Box) => void> = {
     tick(box);
   },
   offline: crosses,
+  no_data: ({ context, left, width, top, height, ratio }) => hatch(context, left, top, width, height, 8 * ratio),
   unknown: crosses,
 };
 

@@ -55,7 +55,7 @@ export function Timeline({ history, group }: { history: History; group: ChartGro
     state,
     text: t("timeline.share", { state: stateWord(state), percent: formatPercent(shares.get(state) ?? 0) }),
   }));
-  const missing = 1 - known > 0.005 ? t("timeline.share", { state: t("state.none"), percent: formatPercent(1 - known) }) : null;
+  const missing = 1 - known > 0.005 ? t("timeline.share", { state: stateWord("no_data"), percent: formatPercent(1 - known) }) : null;
   const label = t("timeline.label", {
     from: minuteTime(window.fromMs),
     to: minuteTime(window.toMs),
