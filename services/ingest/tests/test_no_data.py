@@ -18,9 +18,9 @@ def at(second: float) -> datetime:
     return BEGAN + timedelta(seconds=second)
 
 
-async def states(database: asyncpg.Connection) -> list[tuple[float, float, str, bool]]:
+async def states(database: asyncpg.Connection, machine_id: str = "m1") -> list[tuple[float, float, str, bool]]:
     """Return the intervals: begin and end in seconds, state, undivided."""
-    rows = await database.fetch("SELECT * FROM state_intervals ORDER BY from_time")
+    rows = await database.fetch("SELECT * FROM state_intervals WHERE machine_id = $1 ORDER BY from_time", machine_id)
     return [
         ((row["from_time"] - BEGAN).total_seconds(), (row["to_time"] - BEGAN).total_seconds(), *row[3:4], row[6])
         for row in rows
@@ -32,7 +32,7 @@ async def test_offline_of_before_is_divided_where_its_samples_are_and_marked_els
     postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Raw samples of before second 0 are gone. Then the machine runs, is off from 100 s to 130 s, and its edge is
-    silent until 300 s: the program before called all of that offline.
+    silent until 300 s: the program before called all of that offline. m2 was off, and nothing else, until 145 s.
     """
     database = await asyncpg.connect(postgres_dsn)
     await database.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
@@ -43,18 +43,23 @@ async def test_offline_of_before_is_divided_where_its_samples_are_and_marked_els
     with monkeypatch.context() as patch:
         patch.setattr(migrate, "shipped", lambda: shipped[: number - 1])
         await migrate.migrate(database)
-    samples = [(at(second), "running") for second in (*range(100), *range(300, 400))]
-    samples += [(at(second), "offline") for second in range(100, 131, 5)]
+    samples = [("m1", second, "running") for second in (*range(100), *range(300, 400))]
+    samples += [("m1", second, "offline") for second in range(100, 131, 5)]
+    samples += [("m2", second, "offline") for second in range(100, 145, 5)]
+    samples += [("m2", second, "running") for second in (*range(100), *range(145, 400))]
     await database.execute("SELECT ensure_partition('sensor_data', $1)", BEGAN)
     await database.copy_records_to_table(
         "sensor_data",
-        records=[(moment, "m1", 20.0 if state == "running" else None, state) for moment, state in samples],
+        records=[(at(second), name, 20.0 if state == "running" else None, state) for name, second, state in samples],
         columns=["time", "machine_id", "temperature", "machine_state"],
     )
-    old = [(-500, -50, "offline"), (-50, 100, "running"), (100, 300, "offline"), (300, 415, "running")]
+    old = [
+        *[("m1", -500, -50, "offline"), ("m1", -50, 100, "running"), ("m1", 100, 300, "offline")],
+        *[("m1", 300, 415, "running"), ("m2", 100, 145, "offline"), ("m2", 145, 415, "running")],
+    ]
     await database.executemany(
-        "INSERT INTO state_intervals (machine_id, from_time, to_time, state) VALUES ('m1', $1, $2, $3)",
-        [(at(begin), at(end), state) for begin, end, state in old],
+        "INSERT INTO state_intervals (machine_id, from_time, to_time, state) VALUES ($1, $2, $3, $4)",
+        [(name, at(begin), at(end), state) for name, begin, end, state in old],
     )
     await database.execute("SELECT ensure_partition('rollup_1h', $1)", at(-500))
     zeros = [name for name in await _columns(database) if name.endswith(("_count", "_us")) or name == "samples"]
@@ -73,7 +78,10 @@ async def test_offline_of_before_is_divided_where_its_samples_are_and_marked_els
         (100, 145, "offline", False),
         (145, 300, "no_data", False),
     ]
-    rows = await database.fetch("SELECT time, offline_us, no_data_us FROM rollup_1h ORDER BY time")
+    assert [one for one in await states(database, "m2") if one[2] != "running"] == [(100, 145, "offline", False)]
+    rows = await database.fetch(
+        "SELECT time, offline_us, no_data_us FROM rollup_1h WHERE machine_id = 'm1' ORDER BY time"
+    )
     assert [(row["time"], row["offline_us"], row["no_data_us"]) for row in rows] == [
         (BEGAN - timedelta(hours=1), 0, None),
         (BEGAN, 45_000_000, 155_000_000),
