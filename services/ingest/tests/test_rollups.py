@@ -225,6 +225,15 @@ async def test_a_sample_on_the_edge_of_a_bucket_belongs_to_the_next_alone(databa
     await check(database, "cnc-001")
 
 
+async def test_a_hole_up_to_the_last_sample_that_is_looked_at_stays(database: asyncpg.Connection) -> None:
+    """Three samples behind a change are looked at again: between the last two of them there is nothing."""
+    await store(database, "cnc-001", [*steady(0, 20), *steady(100, 3, every_s=100)])
+    await all_done(database)
+    await store(database, "cnc-001", steady(5.25, 1))
+    await all_done(database)
+    await check(database, "cnc-001")
+
+
 async def test_marks_that_come_during_a_round_outlive_it(postgres_dsn: str, database: asyncpg.Connection) -> None:
     """A worker commits after the round has read the marks and the samples, and before it deletes marks: rule D7."""
     await store(database, "cnc-001", steady(0, 50))
