@@ -131,6 +131,46 @@ async def test_the_page_recovers_when_a_part_is_killed(demo: Demo, wide: Page, p
     await expect(value).not_to_have_attribute("data-value", old or "")
 
 
+async def test_a_frozen_edge_is_named_and_its_machines_are_no_data_not_offline(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    await machine_in(wide, "running", "idle", "hold", "alarm")
+    await expect(wide.get_by_test_id("link-edges")).to_have_attribute("data-state", "good")
+    with demo.frozen("agent"):
+        bar = wide.get_by_test_id("edges-bar")
+        await expect(bar).to_contain_text(re.compile(r"Edge edge silent since \d\d:\d\d.*: 5 machines unknown"))
+        await expect(wide.get_by_test_id("link-edges")).to_have_attribute("data-state", "broken")
+        await expect(wide.locator('[data-testid="tile"][data-state="no_data"]')).to_have_count(5)
+        await expect(wide.locator('[data-testid="tile"][data-state="offline"]')).to_have_count(0)
+        await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+        await expect(wide.get_by_test_id("link-server")).to_have_attribute("data-state", "good")
+    await expect(bar).to_have_count(0)
+    await expect(wide.locator('[data-testid="tile"][data-state="no_data"]')).to_have_count(0)
+
+
+async def test_a_frozen_database_is_named_and_no_machine_is_said_to_be_without_data(demo: Demo, wide: Page) -> None:
+    """On a page that is open, and on one that is opened meanwhile."""
+    await wide.goto(demo.url)
+    await machine_in(wide, "running", "idle", "hold", "alarm")
+    with demo.frozen("postgres"):
+        for _ in range(2):
+            await expect(wide.get_by_test_id("link-server")).to_have_attribute("data-state", "broken")
+            await expect(wide.get_by_test_id("connection-bar")).to_contain_text("can't read its database")
+            assert await wide.locator('[data-testid="tile"][data-state="no_data"]').count() == 0
+            assert await wide.locator('[data-testid="tile"][data-state="offline"]').count() == 0
+            await wide.reload()
+    await expect(wide.get_by_test_id("link-server")).to_have_attribute("data-state", "good")
+
+
+async def test_a_frozen_server_is_noticed_without_a_connection_that_ends(demo: Demo, wide: Page) -> None:
+    await wide.goto(demo.url)
+    await machine_in(wide, "running", "idle", "hold", "alarm")
+    with demo.frozen("api"):
+        await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "broken")
+        await expect(wide.get_by_test_id("link-server")).to_have_attribute("data-state", "unknown")
+        await expect(wide.get_by_test_id("connection-bar")).to_contain_text("Live connection lost")
+    await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+
+
 async def test_charts_are_zoomed_and_moved_by_keys(demo: Demo, wide: Page) -> None:
     await wide.goto(demo.url)
     name = await machine_in(wide, *STATES)

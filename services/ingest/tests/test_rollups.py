@@ -227,7 +227,7 @@ async def test_a_sample_on_the_edge_of_a_bucket_belongs_to_the_next_alone(databa
 
 async def test_a_hole_up_to_the_last_sample_that_is_looked_at_stays(database: asyncpg.Connection) -> None:
     """Three samples behind a change are looked at again: between the last two of them there is nothing."""
-    await store(database, "cnc-001", [*steady(0, 20), *steady(100, 3, every_s=100)])
+    await store(database, "cnc-001", [*steady(0, 20), *steady(100, 2), *steady(300, 1)])
     await all_done(database)
     await store(database, "cnc-001", steady(5.25, 1))
     await all_done(database)

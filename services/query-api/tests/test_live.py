@@ -14,6 +14,10 @@ def row(machine: str, age_s: float = 0, state: str = "running", **values) -> dic
     return {"machine_id": machine, "time": time, "machine_state": state, **values}
 
 
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
 async def api_knows(api, machines: int) -> None:
     """Wait until the API has seen a sample of so many machines: what it has seen is not new to a live stream."""
     seen = 0
@@ -27,6 +31,8 @@ async def test_machines_first_then_the_newest_samples_then_news(api, store):
     await store.samples(row("m1", 3, temperature=1.0), row("m1", 2, temperature=2.0))
     await api_knows(api, 1)
     async with api.live() as stream:
+        edges = await stream.event()
+        assert (edges.name, edges.data["edges"]) == ("edges", [])
         first = await stream.event()
         assert first.name == "machines"
         assert [machine["id"] for machine in first.data["machines"]] == ["m1", "m2"]
@@ -112,11 +118,63 @@ async def test_nothing_new_sends_nothing(api, store):
         await until(quiet, 30)
 
 
-async def test_an_idle_stream_has_a_heartbeat(api, store, monkeypatch):
-    monkeypatch.setattr("cncmon_api.sse.HEARTBEAT_S", 0.1)
+async def test_an_idle_stream_is_told_that_there_is_nothing_to_tell(api, store, monkeypatch):
+    monkeypatch.setattr("cncmon_api.sse.ALIVE_S", 0.1)
     async with api.live() as stream:
-        await asyncio.sleep(0.5)
-        assert ": heartbeat" in stream.comments
+        moments = [at((await stream.event("alive")).data["now"]) for _ in range(3)]
+        assert moments == sorted(moments)
+
+
+async def heartbeat(store, edge: str, age_s: float) -> datetime:
+    moment = datetime.now(UTC) - timedelta(seconds=age_s)
+    await store.connection.execute(
+        "INSERT INTO edges VALUES ('plant-a', $1, 'b', $2, $2, '{}') "
+        "ON CONFLICT (site, edge) DO UPDATE SET received = excluded.received",
+        *(edge, moment),
+    )
+    return moment
+
+
+async def test_edges_that_fall_silent_and_are_heard_of_again_are_told_with_their_machines(start_api, store):
+    api = await start_api(edge_stale_after_ms=5000)
+    await store.machines("m1", "m2")
+    await heartbeat(store, "edge-1", 0)
+    silent = await heartbeat(store, "edge-0", 60)
+
+    def edges(told) -> list[tuple[object, ...]]:
+        return [(one["edge"], one["silent_since"] and at(one["silent_since"]), one["machines"]) for one in told]
+
+    async with api.live() as stream:
+        while (found := edges((await stream.event("edges")).data["edges"])) != [
+            ("edge-0", silent, 0),
+            ("edge-1", None, 2),
+        ]:
+            assert not found, "before the first tick"
+        silent_now = await heartbeat(store, "edge-1", 6)
+        await heartbeat(store, "edge-0", 0)
+        while edges((await stream.event("edges")).data["edges"]) != [("edge-0", None, 0), ("edge-1", silent_now, 2)]:
+            pass
+
+
+async def test_while_the_database_hangs_that_is_told_and_nothing_is_said_of_the_machines(start_api, store):
+    """Neither to streams that are open nor to new ones; whoever asks gets an answer at once."""
+    api = await start_api(stale_after_ms=1000)
+    await store.machines("m1")
+    await store.samples(row("m1", 0))
+    async with api.live() as stream:
+        await machines_until(stream, lambda machines: [m["state"] for m in machines] == ["running"])
+        async with store.connection.transaction():
+            await store.connection.execute("LOCK TABLE machines IN ACCESS EXCLUSIVE MODE")
+            told = (await stream.event("status")).data
+            assert told == {"database": "unavailable", "message": told["message"]}
+            assert "does not answer" in told["message"]
+            assert (await api.get("/api/v1/machines")).status_code == 503
+            async with api.live() as other:
+                assert (await other.event()).data == told
+                assert (await other.event()).name == "edges"
+                (machine,) = (await other.event("machines")).data["machines"]
+                assert machine["state"] == "running", "as it was when the database last answered"
+        await stream.database_ok()
 
 
 async def test_streams_beyond_the_limit_are_refused_and_a_place_becomes_free(start_api):

@@ -28,6 +28,23 @@ FROM edges ORDER BY site, edge LIMIT $1
 """
 
 
+_HEARD_SQL: Final = "SELECT site, edge, received FROM edges ORDER BY site, edge LIMIT $1"
+
+
+async def read_silences(database: Database, stale_after: timedelta) -> dict[tuple[str, str], datetime | None]:
+    """Return by site and name since when each edge has been silent; None: it is heard of.
+
+    Raises:
+        UnavailableError
+    """
+    (probe,) = await database.fetch(_READABLE_SQL)
+    rows = await database.fetch(_HEARD_SQL, EDGES_MAX) if probe["readable"] else []
+    now = datetime.now(UTC)
+    return {
+        (row["site"], row["edge"]): row["received"] if now - row["received"] > stale_after else None for row in rows
+    }
+
+
 async def read_edges(database: Database, stale_after: timedelta) -> EdgeList:
     """Return all edges, sorted by site and name.
 

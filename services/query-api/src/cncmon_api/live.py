@@ -8,12 +8,12 @@ from typing import Final
 from cncmon_api import metrics
 from cncmon_api.errors import TooBusyError
 from cncmon_api.fleet import Fleet
-from cncmon_api.models import LiveSamples, LiveStatus, Sample, encode
+from cncmon_api.models import LiveAlive, LiveEdge, LiveSamples, LiveStatus, Sample, encode
 
 RETRY_MS: Final = 2_000
 """What a browser waits before it reconnects."""
-HEARTBEAT_S: Final = 10.0
-HEARTBEAT: Final = b": heartbeat\n\n"
+ALIVE_S: Final = 2.0
+"""Silence after which a stream is told that there is nothing to tell: who hears nothing for 5 s knows it is cut off."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Client:
     queue: asyncio.Queue[bytes | None]
     dropped: asyncio.Event = field(default_factory=asyncio.Event)
     machines_sent: bytes = b""
+    edges_sent: bytes = b""
 
 
 class Hub:
@@ -44,7 +45,8 @@ class Hub:
         self._clients_max = clients_max
         self._queue_max = queue_max
         self._trouble: str | None = None
-        self._loaded = False
+        self._edges = b"[]"
+        self._known: datetime | None = None
         self._closed = False
 
     def join(self, subscription: Subscription) -> Client:
@@ -58,11 +60,11 @@ class Hub:
             raise TooBusyError(f"There are {self._clients_max} live streams already. Close some, or try again later.")
         client = Client(subscription, asyncio.Queue(self._queue_max))
         client.queue.put_nowait(b"retry: %d\n\n" % RETRY_MS)
-        now = datetime.now(UTC)
         if self._trouble is not None:
             client.queue.put_nowait(_unavailable(self._trouble))
-        if self._loaded:
-            self._greet(client, now)
+        if self._known is not None:
+            # While the database is away nothing grows stale: what was known then is what is known.
+            self._greet(client, datetime.now(UTC) if self._trouble is None else self._known)
         self.clients.add(client)
         metrics.LIVE_CLIENTS.set(len(self.clients))
         self.arrived.set()
@@ -93,12 +95,12 @@ class Hub:
             self._trouble = why
             self._tell_all(_unavailable(why))
 
-    def tell_news(self, now: datetime, news: dict[str, list[Sample]]) -> None:
-        """Tell every stream what changed: that the database is back, machines, samples, in this order."""
+    def tell_news(self, now: datetime, news: dict[str, list[Sample]], edges: list[LiveEdge]) -> None:
+        """Tell every stream what changed: that the database is back, edges, machines, samples, in this order."""
         if self._trouble is not None:
             self._trouble = None
             self._tell_all(_event(b"status", encode(LiveStatus("ok", ""))))
-        first, self._loaded = not self._loaded, True
+        first, self._known, self._edges = self._known is None, now, encode(edges)
         lists: dict[frozenset[str] | None, bytes] = {}
         samples: dict[Subscription, bytes | None] = {}
         for client in list(self.clients):
@@ -106,6 +108,7 @@ class Hub:
             if first:
                 self._greet(client, now)
                 continue
+            self._offer_edges(client, now)
             if wants.machines not in lists:
                 lists[wants.machines] = encode(self.fleet.infos(now, wants.machines))
             self._offer_machines(client, now, lists[wants.machines])
@@ -117,6 +120,7 @@ class Hub:
     def _greet(self, client: Client, now: datetime) -> None:
         """Tell a new stream the machines, and the newest sample of each unless it wants every sample from now on."""
         wants = client.subscription
+        self._offer_edges(client, now)
         self._offer_machines(client, now, encode(self.fleet.infos(now, wants.machines)))
         if not wants.whole:
             last = {m.id: [m.last] for m in self.fleet.by_id.values() if m.last is not None}
@@ -127,6 +131,11 @@ class Hub:
         if client.machines_sent != machines:
             client.machines_sent = machines
             self._offer(client, _event(b"machines", b'{"now":%b,"machines":%b}' % (encode(now), machines)))
+
+    def _offer_edges(self, client: Client, now: datetime) -> None:
+        if client.edges_sent != self._edges:
+            client.edges_sent = self._edges
+            self._offer(client, _event(b"edges", b'{"now":%b,"edges":%b}' % (encode(now), self._edges)))
 
     def _tell_all(self, event: bytes) -> None:
         for client in list(self.clients):
@@ -143,6 +152,11 @@ class Hub:
             client.dropped.set()
             metrics.LIVE_DROPPED.inc()
         self.leave(client)
+
+
+def alive() -> bytes:
+    """Return the event that says that there is nothing else to tell."""
+    return _event(b"alive", encode(LiveAlive(datetime.now(UTC))))
 
 
 def _event(name: bytes, data: bytes) -> bytes:

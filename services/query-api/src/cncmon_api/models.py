@@ -141,6 +141,30 @@ class LiveSamples(Struct):
     samples: list[Sample]
 
 
+class LiveEdge(Struct):
+    """An edge, as live tells of it. machines: how many it owns."""
+
+    site: str
+    edge: str
+    silent_since: Annotated[
+        Utc | None, Meta(description="Its last heartbeat, longer ago than edge_stale_after_ms; null: it is heard of.")
+    ]
+    machines: int
+
+
+class LiveEdges(Struct):
+    """Data of the live event `edges`, sorted by site and name."""
+
+    now: Utc
+    edges: list[LiveEdge]
+
+
+class LiveAlive(Struct):
+    """Data of the live event `alive`: there is nothing else to tell."""
+
+    now: Utc
+
+
 class LiveStatus(Struct):
     """Data of the live event `status`."""
 
@@ -259,6 +283,8 @@ ANSWERS: tuple[type[Struct], ...] = (
     StateIntervals,
     LiveSamples,
     LiveStatus,
+    LiveEdges,
+    LiveAlive,
     Status,
     EdgeList,
     Problem,

@@ -7,6 +7,7 @@ clocks say. So late rows (a backlog sent after an outage) do not go to live; the
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -15,10 +16,11 @@ from typing import Final
 
 from cncmon_api import metrics
 from cncmon_api.database import Database
+from cncmon_api.edges import read_silences
 from cncmon_api.errors import DatabaseDownError, UnavailableError
 from cncmon_api.fleet import Fleet, Known
 from cncmon_api.live import Hub
-from cncmon_api.models import Sample
+from cncmon_api.models import LiveEdge, Sample
 from cncmon_api.rows import SELECTED, sample_of
 from cncmon_api.settings import ApiSettings
 from cncmon_core.states import STATE_SQL
@@ -30,6 +32,9 @@ ROWS_MAX_ALL: Final = 1_000
 LOOKBACK_BATCH: Final = 10
 LOOKBACK_BUDGET_S: Final = 0.2
 """How long one tick may search for beginnings of states before it lets live go first again."""
+SLOW_S: Final = 3.0
+"""So long a tick may take until clients are told that the database does not answer; statements have longer to end."""
+_HANGS: Final = "The database does not answer. This service goes on asking."
 _TOO_SLOW: Final = "The database answers too slowly to follow the machines. This service tries again by itself."
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(days=1)
 
@@ -84,11 +89,14 @@ class Poller:
         self._lock = asyncio.Lock()
         self._done_s: float | None = None
         self._error: UnavailableError | None = None
+        self._hangs = False
         hub.fleet = self.fleet
 
     @property
     def trouble(self) -> str | None:
         """One sentence on what is wrong with the database, or None: the check for readiness."""
+        if self._hangs:
+            return _HANGS
         return self._error.detail if self._error is not None else self._database.trouble
 
     async def run(self) -> None:
@@ -108,11 +116,13 @@ class Poller:
         """Return the fleet as it was at most a tick (or `max_age_s`) ago. Callers at the same time share one query.
 
         Raises:
-            UnavailableError: the database can't answer, or could not within the last tick.
+            UnavailableError: the database can't answer, could not within the last tick, or has hung for a while.
         """
         if max_age_s is None:
             max_age_s = self._settings.tick_ms / 1000
         asked_s = time.monotonic()
+        if self._hangs:
+            raise DatabaseDownError(_HANGS)
         async with self._lock:
             # What another caller learned while we waited for the lock is fresh enough for us.
             if self._done_s is None or self._done_s < asked_s - max_age_s:
@@ -122,18 +132,32 @@ class Poller:
             return self.fleet
 
     async def _tick(self) -> None:
+        watch = asyncio.get_running_loop().call_later(SLOW_S, self._tell_hang)
         try:
             with metrics.TICK.time():
                 news = await self._read()
+                edges = await self._read_edges()
             await self._search_beginnings()
         except UnavailableError as error:
             self._error = error if isinstance(error, DatabaseDownError) else DatabaseDownError(_TOO_SLOW)
             self._hub.tell_unavailable(self._error.detail)
         else:
             self._error = None
-            self._hub.tell_news(datetime.now(UTC), news)
+            self._hub.tell_news(datetime.now(UTC), news, edges)
         finally:
+            watch.cancel()
+            self._hangs = False
             self._done_s = time.monotonic()
+
+    def _tell_hang(self) -> None:
+        self._hangs = True
+        self._hub.tell_unavailable(_HANGS)
+
+    async def _read_edges(self) -> list[LiveEdge]:
+        stale_after = timedelta(milliseconds=self._settings.edge_stale_after_ms)
+        silences = await read_silences(self._database, stale_after)
+        machines = Counter((machine.site, machine.edge) for machine in self.fleet.by_id.values())
+        return [LiveEdge(*origin, since, machines[origin]) for origin, since in silences.items()]
 
     async def _read(self) -> dict[str, list[Sample]]:
         """Return the new samples by machine, ascending, after taking them over into the fleet."""

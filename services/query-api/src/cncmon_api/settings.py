@@ -32,8 +32,8 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     ] = 15_000
     edge_stale_after_ms: Annotated[
         int,
-        Meta(ge=1_000, description="An edge whose last heartbeat came longer ago is stale; they send every 5 s."),
-    ] = 30_000
+        Meta(ge=1_000, description="An edge whose last heartbeat came longer ago is silent; they send every 5 s."),
+    ] = 15_000
     tick_ms: Annotated[int, Meta(ge=50, le=10_000, description="How often live clients get news.")] = 500
     idle_tick_ms: Annotated[
         int, Meta(ge=50, le=60_000, description="How often states are followed while no live client is there.")

@@ -5,7 +5,7 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cncmon_api.live import HEARTBEAT, HEARTBEAT_S, Client, Hub
+from cncmon_api.live import ALIVE_S, Client, Hub, alive
 
 
 class LiveResponse(Response):
@@ -44,9 +44,9 @@ class LiveResponse(Response):
         queue = self._client.queue
         while True:
             try:
-                event = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
+                event = await asyncio.wait_for(queue.get(), ALIVE_S)
             except TimeoutError:
-                event = HEARTBEAT
+                event = alive()
             await send({"type": "http.response.body", "body": event or b"", "more_body": event is not None})
             if event is None:
                 return

@@ -53,6 +53,21 @@ export interface LiveSamples {
   samples: Sample[];
 }
 
+/** An edge, as the SSE event `edges` tells of it. */
+export interface LiveEdge {
+  site: string;
+  edge: string;
+  /** Its last heartbeat; null: it is heard of. */
+  silent_since: string | null;
+  /** How many it owns. */
+  machines: number;
+}
+
+export interface LiveEdges {
+  now: string;
+  edges: LiveEdge[];
+}
+
 /** The SSE event `status`, sent when the server's database goes or comes. */
 export interface LiveStatus {
   database: "ok" | "unavailable";

@@ -1,10 +1,11 @@
 /**
  * The page's one live connection (SSE). A page says what it wants with `listen`; the connection recovers by itself:
  * the browser re-opens a dropped stream, this module one that the browser has given up or that has gone silent.
+ * Three links are told apart: page to server, server to its database, and the edges to the server.
  */
 import { signal } from "@preact/signals";
 import { getMachines } from "../api/client";
-import type { LiveSamples, LiveStatus, MachineList, Sample } from "../api/types";
+import type { LiveEdge, LiveEdges, LiveSamples, LiveStatus, MachineList, Sample } from "../api/types";
 import { learnServerTime, serverNow } from "./clock";
 import { applyMachines, applySamples, fleet } from "./fleet";
 
@@ -18,12 +19,14 @@ export interface Connection {
   databaseMessage: string | null;
 }
 
-/** Silence after which the server is asked whether it is still there: two of its heartbeats, which scripts can't see. */
-const SILENCE_MS = 20_000;
+/** Silence after which the server counts as lost: it says something every 2 s. */
+const SILENCE_MS = 5_000;
 const REOPEN_MS_MIN = 2_000;
 const REOPEN_MS_MAX = 15_000;
 
 export const connection = signal<Connection>({ state: "connecting", lostMs: null, databaseMessage: null });
+/** All edges, as the server last told; null: it has not yet. */
+export const edges = signal<readonly LiveEdge[] | null>(null);
 /** Counts up when the connection is back after a loss: history on the page has a hole then and should be read again. */
 export const recoveries = signal(0);
 
@@ -48,9 +51,10 @@ function markLive(): void {
   if (before.state === "lost") recoveries.value++;
 }
 
-function markLost(databaseMessage: string | null): void {
+/** `heardMs`: when the last news came, on our clock. */
+function markLost(databaseMessage: string | null, heardMs = Date.now()): void {
   const before = connection.peek();
-  const lostMs = before.state === "live" ? serverNow() : before.lostMs;
+  const lostMs = before.state === "live" ? serverNow() - (Date.now() - heardMs) : before.lostMs;
   connection.value = { state: "lost", lostMs, databaseMessage };
 }
 
@@ -81,6 +85,10 @@ function open(): void {
   lastEventMs = Date.now();
   // Not "open": a stream that has opened may still have nothing to tell.
   opened.addEventListener("status", (event) => hearStatus(parse<LiveStatus>(event)));
+  opened.addEventListener("alive", (event) => learnServerTime(parse<{ now: string }>(event).now));
+  opened.addEventListener("edges", (event) => {
+    edges.value = parse<LiveEdges>(event).edges;
+  });
   opened.addEventListener("machines", (event) => {
     const list = parse<MachineList>(event);
     learnServerTime(list.now);
@@ -102,17 +110,25 @@ function open(): void {
   });
 }
 
-/** Asks the server for a sign of life when the stream has been silent; re-opens the stream if there is none. */
-async function checkSilence(silenceMs: number): Promise<void> {
-  if (connection.peek().state !== "live" || Date.now() - lastEventMs < silenceMs) return;
+/** A stream that has been silent is lost, and opened anew: what is frozen closes no connection. */
+function checkSilence(): void {
+  if (document.hidden || Date.now() - lastEventMs < SILENCE_MS) return;
+  databaseAway = false;
+  markLost(null, lastEventMs);
+  open();
+}
+
+/** Asks for a sign of life when the page is looked at again: a phone may have frozen it meanwhile. */
+async function checkAfterSleep(): Promise<void> {
+  if (document.hidden || Date.now() - lastEventMs < SILENCE_MS) return;
+  const heardMs = lastEventMs;
   lastEventMs = Date.now();
   try {
-    const list = await getMachines(AbortSignal.timeout(5_000));
-    applyMachines(fleet, list, true);
+    applyMachines(fleet, await getMachines(AbortSignal.timeout(SILENCE_MS)), true);
   } catch {
-    markLost(null);
-    open();
+    markLost(null, heardMs);
   }
+  open();
 }
 
 /**
@@ -133,8 +149,6 @@ export function listen(machine: string | null, receive: ((samples: readonly Samp
 
 /** Starts watching for silence; called once at start. */
 export function startConnection(): void {
-  setInterval(() => void checkSilence(SILENCE_MS), 5_000);
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) void checkSilence(3_000); // a phone may have frozen the page meanwhile
-  });
+  setInterval(checkSilence, 500);
+  document.addEventListener("visibilitychange", () => void checkAfterSleep());
 }
