@@ -1,4 +1,7 @@
 import asyncio
+import contextlib
+import json
+import re
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -6,28 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from cncmon_core.machine import ModbusConnection, Signal
-from cncmon_standalone.doctor import documents, host, modbus, run
+from cncmon_standalone.doctor import documents, host, run
 from cncmon_standalone.doctor.check import Check, Status
-
-SIGNAL = Signal(name="temperature", register=100)
 
 
 @asynccontextmanager
-async def device(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[ModbusConnection]:
-    """Something on a TCP port that answers a request as told; None: it closes the connection."""
+async def device(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[int]:
+    """Something on a TCP port, which is yielded, that answers requests as told; None: it closes the connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        said = answer(await reader.readexactly(12))
-        if said:
-            writer.write(said)
-            await writer.drain()
-        if said != b"":
-            writer.close()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while (said := answer(await reader.readexactly(12))) is not None:
+                writer.write(said)
+                await writer.drain()
+        writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield ModbusConnection(host="127.0.0.1", port=server.sockets[0].getsockname()[1], timeout_ms=200, unit_id=3)
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
 
@@ -36,42 +35,92 @@ def reply(request: bytes, *pdu: int) -> bytes:
     return request[:2] + struct.pack(">HHB", 0, len(pdu) + 1, request[6]) + bytes(pdu)
 
 
-async def test_a_device_that_answers() -> None:
-    requests = []
-
-    def answer(request: bytes) -> bytes:
-        requests.append(request)
-        return reply(request, 3, 2, 0, 42)
-
-    async with device(answer) as connection:
-        assert await modbus.ask(connection, SIGNAL) is None
-    assert requests[0][6:] == struct.pack(">BBHH", 3, 3, 100, 1)
+def registers(request: bytes, refused: set[int]) -> bytes:
+    """Answer as a device whose registers hold their own numbers, and that lacks some of them."""
+    start, count = struct.unpack(">HH", request[8:12])
+    if refused & {*range(start, start + count)}:
+        return reply(request, 0x83, 2)
+    return reply(request, 3, 2 * count, *struct.pack(f">{count}H", *range(start, start + count)))
 
 
-async def test_an_exception_is_named() -> None:
-    async with device(lambda request: reply(request, 0x83, 2)) as connection:
-        assert await modbus.ask(connection, SIGNAL) == "exception 2 (illegal data address) for register 100"
+THREE = """
+apiVersion: cncmon.dev/v1alpha1
+kind: Machine
+metadata: {name: mill}
+spec:
+  connection: {modbus: {host: 127.0.0.1, port: %d, timeoutMs: 200, unitId: 3}}
+  signals:
+    - {name: temperature, register: 10, scale: 0.1}
+    - {name: spindle_speed, register: 12}
+    - {name: tool_number, register: 14}
+"""
+
+
+async def checks_of(file: Path, text: str) -> dict[str, Check]:
+    file.write_text(text)
+    return {check.name: check for group in await documents.documents([file]) for check in group.checks}
+
+
+async def test_a_machine_is_read_once_and_its_values_are_shown(tmp_path: Path) -> None:
+    async with device(lambda request: registers(request, set())) as port:
+        checks = await checks_of(tmp_path / "machine.yaml", THREE % port)
+    check = checks["mill answers"]
+    assert (check.status, check.detail) == (
+        Status.OK,
+        "3 of 3 signals: temperature = 1.0, spindle_speed = 12, tool_number = 14",
+    )
+
+
+async def test_each_signal_that_is_refused_says_why(tmp_path: Path) -> None:
+    async with device(lambda request: registers(request, {12})) as port:
+        checks = await checks_of(tmp_path / "machine.yaml", THREE % port)
+    assert checks["mill answers"].detail == "2 of 3 signals: temperature = 1.0, tool_number = 14"
+    check = checks["mill has spindle_speed"]
+    assert check.status is Status.FAIL
+    assert "illegal data address" in check.detail.lower()
+
+
+async def test_nothing_but_the_checks_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "machine.yaml"
+    async with device(lambda request: registers(request, {12})) as port:
+        file.write_text(THREE % port)
+        assert await run.run(tmp_path, [file], as_json=True) == run.FAILED
+    document = json.loads(capsys.readouterr().out)
+    assert "mill has spindle_speed" in {check["name"] for check in document["checks"]}
+
+
+async def test_a_machine_that_refuses_all_of_its_registers_does_not_answer(tmp_path: Path) -> None:
+    """What a wrong unitId or another machine's profile looks like."""
+    async with device(lambda request: registers(request, {10, 12, 14})) as port:
+        checks = await checks_of(tmp_path / "machine.yaml", THREE % port)
+    check = checks["mill answers"]
+    assert check.status is Status.FAIL
+    assert "no signal can be read; temperature (register 10)" in check.detail
+    assert "check its address (unitId)" in check.remedy
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda _: b"HTTP/1.1 400 Bad Request\r\n", "answers, but not in Modbus"),
-        (lambda _: None, "closes the connection instead of answering"),
-        (lambda _: b"", "takes the connection, and does not answer within 0.2 s"),
+        (lambda _: b"HTTP/1.1 400 Bad Request\r\n", "no Modbus"),
+        (lambda _: None, "the connection was closed|it hung up"),
+        (lambda _: b"", "it is silent"),
     ],
 )
-async def test_what_is_no_modbus_device_is_told_apart(answer: Callable[[bytes], bytes | None], said: str) -> None:
-    async with device(answer) as connection:
-        with pytest.raises(modbus.NoAnswerError, match=said):
-            await modbus.ask(connection, SIGNAL)
+async def test_what_is_no_modbus_device_is_told_apart(
+    tmp_path: Path, answer: Callable[[bytes], bytes | None], said: str
+) -> None:
+    async with device(answer) as port:
+        checks = await checks_of(tmp_path / "machine.yaml", THREE % port)
+    assert checks["mill answers"].status is Status.FAIL
+    assert re.search(said, checks["mill answers"].detail), checks["mill answers"].detail
 
 
-async def test_nobody_there() -> None:
-    async with device(lambda _: None) as connection:
+async def test_nobody_there(tmp_path: Path) -> None:
+    async with device(lambda _: None) as port:
         pass
-    with pytest.raises(modbus.NoAnswerError, match="can't be reached"):
-        await modbus.ask(connection, SIGNAL)
+    checks = await checks_of(tmp_path / "machine.yaml", THREE % port)
+    assert f"can't connect to 127.0.0.1:{port}" in checks["mill answers"].detail
 
 
 MACHINES = """
@@ -93,10 +142,8 @@ spec:
 
 async def test_a_bad_document_is_told_with_its_line_and_the_good_machine_is_asked(tmp_path: Path) -> None:
     file = tmp_path / "machines.yaml"
-    async with device(lambda request: reply(request, 3, 2, 0, 1)) as connection:
-        file.write_text(MACHINES % connection.port)
-        groups = await documents.documents([file])
-    checks = {check.name: check for group in groups for check in group.checks}
+    async with device(lambda request: registers(request, set())) as port:
+        checks = await checks_of(file, MACHINES % port)
     assert checks["every document is valid"].status is Status.FAIL
     assert f"{file}:13: Machine bad" in checks["every document is valid"].detail
     assert "prot" in checks["every document is valid"].detail

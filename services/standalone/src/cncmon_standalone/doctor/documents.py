@@ -1,19 +1,20 @@
-"""Checks of Machine documents, and of the machines that they describe."""
+"""Checks of Machine documents, and of the machines that they describe: each is read once, as its agent reads it."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from cncmon_agent import drivers
+from cncmon_agent.errors import DriverError, UnreachableError
 from cncmon_core import machine_files
-from cncmon_core.machine import Machine, ModbusConnection
-from cncmon_standalone.doctor import modbus
+from cncmon_core.machine import Machine
 from cncmon_standalone.doctor.check import Group
 
-ASKED_AT_ONCE_MAX = 50
+READ_AT_ONCE_MAX = 50
 
 
 async def documents(files: Sequence[Path]) -> list[Group]:
-    """Check the documents, then ask each machine for one register."""
+    """Check the documents, then read every signal of each machine once."""
     group = Group("documents")
     found = machine_files.load(files)
     for problem in found.problems:
@@ -25,28 +26,27 @@ async def documents(files: Sequence[Path]) -> list[Group]:
     if not found.machines:
         return [group]
     reached = Group("machines")
-    limit = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
-    await asyncio.gather(*(_ask(reached, machine, limit) for machine in found.machines.values()))
+    limit = asyncio.Semaphore(READ_AT_ONCE_MAX)
+    await asyncio.gather(*(_read(reached, machine, limit) for machine in found.machines.values()))
     reached.checks.sort(key=lambda check: check.name)
     return [group, reached]
 
 
-async def _ask(group: Group, machine: Machine, limit: asyncio.Semaphore) -> None:
+async def _read(group: Group, machine: Machine, limit: asyncio.Semaphore) -> None:
     name = f"{machine.metadata.name} answers"
-    connection = machine.spec.connection.modbus
-    if not isinstance(connection, ModbusConnection):
-        group.warn(name, f"protocol {machine.spec.connection.driver()} can't be checked from here", "")
-        return
-    place = f"Modbus TCP {connection.host}:{connection.port}, unit {connection.unit_id}"
+    driver = drivers.make(machine)
     async with limit:
         try:
-            exception = await modbus.ask(connection, machine.spec.signals[0])
-        except modbus.NoAnswerError as error:
-            group.fail(
-                name, str(error), "check address, cable, firewall, and that the controller's Modbus server is on"
-            )
+            reading = await driver.read()
+        except UnreachableError as error:
+            group.fail(name, str(error), "check address, cable, firewall, and that the controller's server is on")
             return
-    if exception is None:
-        group.ok(name, place)
-    else:
-        group.warn(name, f"{place}: {exception}", "it answers; check unitId and the register of its first signal")
+        except DriverError as error:
+            group.fail(name, str(error), "it is there; check its address (unitId) and those of its signals")
+            return
+        finally:
+            await driver.close()
+    values = ", ".join(f"{signal} = {value}" for signal, value in reading.values.items())
+    group.ok(name, f"{len(reading.values)} of {len(machine.spec.signals)} signals: {values}")
+    for signal, reason in reading.errors.items():
+        group.fail(f"{machine.metadata.name} has {signal}", reason, "correct its address, or leave the signal out")

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from rich.markup import escape
 
+from cncmon_core import logs
 from cncmon_standalone import console, state
 from cncmon_standalone.doctor import documents, host
 from cncmon_standalone.doctor.check import Check, Status
@@ -21,6 +22,8 @@ FAILED = 1
 
 async def run(data: Path | None, files: Sequence[Path], *, as_json: bool) -> int:
     """Print what was found; return the exit status: 1 when something failed."""
+    # What a driver would log is in the checks.
+    logs.setup("cncmon", "error")
     try:
         running: RunState | None = state.find(data)
     except NotRunningError:
