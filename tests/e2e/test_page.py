@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from e2e.conftest import Demo
-from testkit.waiting import WAIT_S_MAX
+from testkit.waiting import WAIT_S_MAX, until
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -168,6 +168,48 @@ async def test_a_frozen_server_is_noticed_without_a_connection_that_ends(demo: D
         await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "broken")
         await expect(wide.get_by_test_id("link-server")).to_have_attribute("data-state", "unknown")
         await expect(wide.get_by_test_id("connection-bar")).to_contain_text("Live connection lost")
+    await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+
+
+def live_clients(demo: Demo) -> int:
+    with urllib.request.urlopen(f"{demo.url}/api/v1/status", timeout=WAIT_S_MAX) as answer:
+        found: int = json.load(answer)["live_clients"]
+    return found
+
+
+async def test_twenty_tabs_are_live_by_one_stream(demo: Demo, wide: Page) -> None:
+    """A browser opens six connections to a host: the seventh tab never loaded."""
+    tabs = [wide, *[await wide.context.new_page() for _ in range(19)]]
+    for tab in tabs:
+        await tab.goto(demo.url)
+        await expect(tab.get_by_test_id("tile")).to_have_count(5)
+        await expect(tab.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+    await until(lambda: live_clients(demo) == 1, what="one stream")
+    name = await machine_in(wide, *STATES)
+    for tab in tabs[:4]:
+        await tab.goto(f"{demo.url}/machines/{name}")
+        await expect(tab.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+        value = tab.get_by_test_id("value-total_power_kw")
+        before = await value.get_attribute("data-value")
+        await expect(value).not_to_have_attribute("data-value", before or "")
+    await until(lambda: live_clients(demo) == 2, what="one stream for the wall, and one for the machine")
+    for tab in tabs[1:]:
+        await tab.close()
+
+
+async def test_without_a_shared_worker_a_hidden_tab_gives_its_stream_up(demo: Demo, wide: Page) -> None:
+    await wide.add_init_script(
+        "delete window.SharedWorker;"
+        "Object.defineProperty(document, 'hidden', {get: () => window.isHidden === true, configurable: true});"
+    )
+    await wide.goto(demo.url)
+    await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
+    await until(lambda: live_clients(demo) == 1, what="its own stream")
+    turn = "hidden => { window.isHidden = hidden; document.dispatchEvent(new Event('visibilitychange')); }"
+    await wide.evaluate(turn, True)
+    await until(lambda: live_clients(demo) == 0, what="no stream")
+    await wide.evaluate(turn, False)
+    await until(lambda: live_clients(demo) == 1, what="its stream again")
     await expect(wide.get_by_test_id("link-page")).to_have_attribute("data-state", "good")
 
 
