@@ -9,16 +9,6 @@ scripts/setup.sh dev
 if [ $# -gt 0 ]; then
     exec .venv/bin/pytest tests/cluster "$@"
 fi
-if [ "$(id -u)" != 0 ]; then
-    exec .venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-2}" --dist loadfile tests/cluster
-fi
-# A node mostly waits: the tests of the API run beside it, and are shown when they are done.
-api=$(mktemp)
-.venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-1}" --dist loadfile tests/cluster --ignore tests/cluster/node >"$api" 2>&1 &
-beside=$!
-trap 'kill "$beside" 2>/dev/null; rm -f "$api"' EXIT
-failed=0
-.venv/bin/pytest tests/cluster/node || failed=$?
-wait "$beside" || failed=$?
-cat "$api"
-exit "$failed"
+.venv/bin/pytest -n "${CNCMON_TEST_WORKERS:-2}" --dist loadfile tests/cluster --ignore tests/cluster/node
+# One node a machine, and all of the machine for it.
+exec .venv/bin/pytest tests/cluster/node

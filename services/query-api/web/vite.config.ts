@@ -8,7 +8,7 @@ export default defineConfig({
   build: {
     outDir: "../src/cncmon_api/static",
     emptyOutDir: true,
-    // One script and one style sheet: a page left open for days never asks for a chunk that an upgrade has removed.
+    // One script (and one of the worker) and one style sheet: a page left open for days never asks for a chunk that an upgrade has removed.
     assetsInlineLimit: 0,
     reportCompressedSize: true,
   },
