@@ -44,10 +44,10 @@ class Stream {
     this.open();
   }
 
-  /** Tells a tab that joins what the stream has said. */
+  /** Tells a tab that joins what the stream has said; of one that is lost only that, or old news would pass for life. */
   greet(send: Send): void {
-    for (const message of this.kept.values()) send(message);
     if (this.lost) send({ name: "lost", data: "" });
+    else for (const message of this.kept.values()) send(message);
   }
 
   checkSilence(): void {
